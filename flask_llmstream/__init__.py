@@ -1,0 +1,1 @@
+"""Stream language-model tokens from a Flask app."""

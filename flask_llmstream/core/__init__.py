@@ -1,0 +1,1 @@
+"""L1: values, deadlines, the runtime and the channel. Nothing here knows Flask."""

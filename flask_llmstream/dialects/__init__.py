@@ -1,0 +1,1 @@
+"""L1: JSON of the protocols that clients speak, to and from messages. Pure."""

@@ -1,0 +1,1 @@
+"""L2: engines, their queue, their workers."""

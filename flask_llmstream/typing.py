@@ -1,0 +1,153 @@
+"""The plug points: what a backend, an engine and a dialect must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .core.messages import InferenceRequest, InferenceResponse, Item
+    from .exceptions import LLMStreamError
+    from .framing import Framing
+
+__all__ = [
+    "FEATURES",
+    "Backend",
+    "BatchBackend",
+    "CallbackBackend",
+    "Dialect",
+    "Emit",
+    "EventRenderer",
+    "ParsedRequest",
+    "TokenCallback",
+    "WorkerKind",
+]
+
+WorkerKind: TypeAlias = Literal["thread", "greenlet"]
+
+TokenCallback: TypeAlias = Callable[[str, bool], Any]
+"""
+``token_callback(token, is_final)``: answer text of choice 0, serial, on the producing
+worker. ``("", True)`` comes exactly once, last, however the request ends.
+"""
+
+Emit: TypeAlias = "Callable[[Item | BaseException], bool]"
+"""Hands an item, or the error that ends the stream, to the engine. False means stop."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """
+    Generates on a worker.
+
+    Two optional attributes: ``worker`` (``"thread"``, the default, or ``"greenlet"`` for
+    what waits on sockets), and ``supports``, a set of `FEATURES` names. A request for a
+    feature outside the set is refused with 400 before it is queued. Without the
+    attribute the backend is trusted with what its output shows (tools, n, logprobs: the
+    engine checks), and refused what it would not (JSON formats, images).
+    """
+
+    def generate(
+        self, request: InferenceRequest
+    ) -> InferenceResponse | Iterator[Item] | str | None:
+        """
+        Yield items, or call ``request.stream_callback(item)`` until it says False, or
+        return the whole answer. May raise any `LLMStreamError`; whatever else it raises
+        is logged and reaches the caller as `EngineError`.
+        """
+
+
+@runtime_checkable
+class BatchBackend(Protocol):
+    """A backend that answers several requests in one go."""
+
+    def generate_batch(self, requests: Sequence[InferenceRequest]) -> Sequence[InferenceResponse]:
+        """Answer *requests*, in their order."""
+
+
+@runtime_checkable
+class CallbackBackend(Protocol):
+    """
+    A continuously batching engine that serves many sequences from threads of its own.
+
+    An optional attribute ``max_concurrency`` bounds how many requests it is given at a
+    time (default 256); the rest wait in the engine's queue, in priority order.
+    """
+
+    def submit(self, request: InferenceRequest, emit: Emit) -> Callable[[], Any]:
+        """
+        Take *request*, return at once with a function that cancels it.
+
+        The stream ends after ``request.n`` `Finish` items (so `Usage` comes before), or
+        with ``emit(exception)``. *emit* never blocks and is serial for one request.
+        """
+
+
+class ParsedRequest(Protocol):
+    """What a dialect made of a body."""
+
+    @property
+    def request(self) -> InferenceRequest: ...
+
+    @property
+    def stream(self) -> bool | None:
+        """What the body says about streaming; None where it is silent."""
+
+
+class EventRenderer(Protocol):
+    """
+    One response's way from items to bytes. Not thread-safe; one a response.
+
+    Every method returns whole frames, or ``b""`` where there is nothing to say.
+    """
+
+    @property
+    def heartbeat(self) -> bytes:
+        """What keeps an idle connection alive; ``b""`` where the framing has no form."""
+
+    def start(self) -> bytes:
+        """What comes before the first item (an opening role delta, say)."""
+
+    def render(self, item: Item) -> bytes:
+        """One item as the backend emitted it, never `bytes`."""
+
+    def end(self, response: InferenceResponse) -> bytes:
+        """Missing finish reasons, usage and the terminal marker."""
+
+    def error(self, error: LLMStreamError) -> bytes | None:
+        """The in-band error, without a terminal marker; None where there is no form."""
+
+
+class Dialect(Protocol):
+    """A protocol that clients speak: JSON bodies to requests, items to frames. Pure."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def streams_by_default(self) -> bool:
+        """Whether a body that is silent about streaming, with a neutral Accept, streams."""
+
+    def parse(self, body: bytes) -> ParsedRequest:
+        """
+        Read a body.
+
+        Raises:
+            InvalidRequestError: Names the field in `param` and in its message.
+        """
+
+    def renderer(self, parsed: ParsedRequest, framing: Framing) -> EventRenderer:
+        """A fresh renderer for a streamed answer to *parsed*."""
+
+    def document(self, parsed: ParsedRequest, response: InferenceResponse) -> bytes:
+        """The whole answer as one JSON document."""
+
+    def error_document(self, error: LLMStreamError) -> bytes:
+        """The error as the JSON body of a 4xx or 5xx."""
+
+
+FEATURES = frozenset({"tools", "n", "logprobs", "json_object", "json_schema", "images"})
+"""What a request can ask that not every backend can do."""
+

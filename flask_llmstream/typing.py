@@ -150,4 +150,3 @@ class Dialect(Protocol):
 
 FEATURES = frozenset({"tools", "n", "logprobs", "json_object", "json_schema", "images"})
 """What a request can ask that not every backend can do."""
-

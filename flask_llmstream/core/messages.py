@@ -58,7 +58,7 @@ class Token(str):
     top_logprobs: tuple[TopLogprob, ...]
     choice: int
 
-    def __new__(
+    def __new__(  # noqa: PYI034 - typing.Self is 3.11
         cls,
         text: str,
         *,

@@ -1,0 +1,231 @@
+"""The bounded hand-off from one producer to one consumer, across threads and hubs."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..exceptions import SlowReaderError
+from . import runtime
+
+if TYPE_CHECKING:
+    from .messages import InferenceResponse, Item
+    from .runtime import Parker
+
+__all__ = ["Channel"]
+
+_ITEM_OVERHEAD = 64
+"""What an item without text is taken to weigh, bytes."""
+
+
+def _weight(item: Any) -> int:
+    if isinstance(item, str):
+        return len(item) if item.isascii() else len(item.encode())
+    return _ITEM_OVERHEAD + len(getattr(item, "text", "") or getattr(item, "arguments", ""))
+
+
+class Channel:
+    """
+    Carries one stream's items from its worker to its response.
+
+    A deque and two published parkers, no lock: one wake-up serves all the tokens that
+    came meanwhile. Producers are serial (the engine sees to it), the consumer is one
+    greenlet or thread.
+
+    Args:
+        size: Items that may wait.
+        max_bytes: UTF-8 bytes that may wait; one larger item passes when the channel is
+            empty.
+        slow_reader_seconds: How long the consumer may take nothing while it is full.
+
+    Thread safety: `send`, `send_nowait` from the producer, `receive_batch` from the
+    consumer, `close` and `wake` from any thread, finalizers included.
+    """
+
+    __slots__ = (
+        "_blocked",
+        "_bytes",
+        "_consumer",
+        "_full_since",
+        "_items",
+        "_max_bytes",
+        "_merge_limit",
+        "_size",
+        "_slow_reader_seconds",
+        "_waiting",
+        "_woken",
+        "closed",
+        "outcome",
+    )
+
+    def __init__(
+        self,
+        *,
+        size: int = 256,
+        max_bytes: int = 256 * 1024,
+        slow_reader_seconds: float = 30.0,
+    ) -> None:
+        self._items: deque[Item] = deque()
+        self._size = size
+        self._max_bytes = max_bytes
+        # Text is merged in lumps: merging into one ever longer string would be quadratic.
+        self._merge_limit = max(1, max_bytes // size)
+        self._slow_reader_seconds = slow_reader_seconds
+        self._bytes = 0  # The producer's alone.
+        self._full_since = inf  # The producer's alone.
+        self._consumer: Parker | None = None
+        self._waiting: Parker | None = None  # Published by the consumer.
+        self._blocked: Parker | None = None  # Published by the producer.
+        self._woken = False
+        self.closed = False
+        self.outcome: InferenceResponse | BaseException | None = None
+
+    # The producer's side.
+
+    def send(self, item: Item) -> bool:
+        """
+        Queue *item*; wait while the channel is full.
+
+        Returns:
+            False when the channel is closed: stop generating.
+
+        Raises:
+            SlowReaderError: The consumer took nothing for `slow_reader_seconds`.
+        """
+        weight = _weight(item)
+        if self._is_full(weight):
+            self._wait_for_room(weight)
+        return self._append(item, weight)
+
+    def send_nowait(self, item: Item) -> bool:
+        """
+        Queue *item* without waiting: over `size`, adjacent plain text is merged.
+
+        Raises:
+            SlowReaderError: More than `max_bytes` wait, or it stayed full for
+                `slow_reader_seconds`.
+        """
+        weight = _weight(item)
+        if not self._is_full(weight):
+            self._full_since = inf
+            return self._append(item, weight)
+        if self._bytes + weight > self._max_bytes:
+            raise self._slow_reader()
+        now = monotonic()
+        self._full_since = min(self._full_since, now)
+        if now - self._full_since > self._slow_reader_seconds:
+            raise self._slow_reader()
+        if type(item) is str:
+            item = self._merged(item)
+        return self._append(item, weight)
+
+    def _is_full(self, weight: int) -> bool:
+        items = self._items
+        if not items:
+            # The consumer takes all there is, so the weight needs no accounting on its
+            # side: an empty deque weighs nothing.
+            self._bytes = 0
+            return False
+        return len(items) >= self._size or self._bytes + weight > self._max_bytes
+
+    def _append(self, item: Item, weight: int) -> bool:
+        if self.closed:
+            return False
+        self._bytes += weight
+        self._items.append(item)
+        waiting = self._waiting
+        if waiting is not None:
+            waiting.unpark()
+        return True
+
+    def _merged(self, text: str) -> str:
+        """*text* joined to the last item, taken back, where that is short plain text."""
+        try:
+            last = self._items.pop()
+        except IndexError:
+            return text
+        if type(last) is str and len(last) < self._merge_limit:
+            return last + text
+        self._items.append(last)
+        return text
+
+    def _wait_for_room(self, weight: int) -> None:
+        until = monotonic() + self._slow_reader_seconds
+        parker = runtime.make_parker()
+        self._blocked = parker
+        try:
+            while self._is_full(weight) and not self.closed:
+                if monotonic() >= until:
+                    raise self._slow_reader()
+                parker.park(until)
+        finally:
+            self._blocked = None
+
+    def _slow_reader(self) -> SlowReaderError:
+        return SlowReaderError(
+            f"The client did not read fast enough: {len(self._items)} items "
+            f"({self._bytes} bytes) were waiting."
+        )
+
+    # Both sides.
+
+    def close(self, outcome: InferenceResponse | BaseException | None = None) -> None:
+        """
+        End the stream; what waits is still received. The first close counts.
+
+        Args:
+            outcome: How it ended, for the consumer: the response, or the error.
+        """
+        if not self.closed:
+            self.outcome = outcome
+            self.closed = True
+        for parker in (self._waiting, self._blocked):
+            if parker is not None:
+                parker.unpark()
+
+    def wake(self) -> None:
+        """Have the consumer's `receive_batch` return, if with nothing."""
+        self._woken = True
+        waiting = self._waiting
+        if waiting is not None:
+            waiting.unpark()
+
+    # The consumer's side.
+
+    @property
+    def is_drained(self) -> bool:
+        """Closed, and everything received."""
+        return self.closed and not self._items
+
+    def receive_batch(self, until: float = inf) -> list[Item]:
+        """
+        Take all that waits; wait for something, the end, `wake`, or *until* (monotonic).
+
+        Returns:
+            Items in order; empty on the other three. Look at `is_drained`.
+        """
+        items = self._items
+        if not (items or self.closed or self._woken):
+            parker = self._consumer
+            if parker is None or not parker.is_usable_here():
+                parker = self._consumer = runtime.make_parker()
+            self._waiting = parker
+            try:
+                while not (items or self.closed or self._woken) and monotonic() < until:
+                    parker.park(until)
+            finally:
+                self._waiting = None
+        self._woken = False
+        batch: list[Item] = []
+        try:
+            # As many as there are now: a fast producer must not hold us here.
+            for _ in range(len(items)):
+                batch.append(items.popleft())  # noqa: PERF401 - keep what was taken
+        except IndexError:
+            pass  # A merging producer took the last one back for a moment.
+        blocked = self._blocked
+        if blocked is not None:
+            blocked.unpark()
+        return batch

@@ -1,0 +1,416 @@
+"""
+Threads and greenlets, and how one waits for the other.
+
+The only module that touches gevent, and only where the process already has it. Whether
+a wait parks a greenlet or a thread is decided at that wait: under ``--preload`` an app is
+imported before gunicorn patches, so nothing may be bound at import.
+
+Rules that the rest of the package relies on:
+
+- a waiter *publishes* its parker, *re-checks*, then *parks*; a waker changes the state,
+  then unparks what is published. Under the GIL one of the two sees the other.
+- an engine thread makes exactly one gevent call, ``async_.send()``: every other way to
+  wake a hub from a native thread loses wake-ups or corrupts libev's active count.
+- locks come from `allocate_lock` and guard constant-time bodies; nobody parks, logs,
+  imports or calls out while holding one, since a patched process deadlocks otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import weakref
+from collections import deque
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .clock import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Parker",
+    "ThreadParker",
+    "after_fork",
+    "allocate_lock",
+    "clock",
+    "has_greenlets",
+    "is_patched",
+    "log",
+    "make_logging_native",
+    "make_parker",
+    "original",
+    "run_detached",
+    "sleep",
+    "spawn_greenlet",
+    "start_thread",
+]
+
+
+def original(module: str, name: str) -> Any:
+    """``module.name`` as it was before gevent patched it."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        return monkey.get_original(module, name)
+    return getattr(importlib.import_module(module), name)
+
+
+def is_patched() -> bool:
+    """Whether `threading` makes greenlets in this process now."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def allocate_lock() -> Any:
+    """
+    A native lock, also in a patched process.
+
+    `threading.Lock` would be a greenlet lock there, which sticks for good between native
+    threads and greenlets. It does not survive a fork held: see `after_fork`.
+    """
+    return original("_thread", "allocate_lock")()
+
+
+def _current_hub() -> Any:
+    """The hub of the caller's native thread; None where waiting blocks the thread."""
+    local = sys.modules.get("gevent._hub_local")
+    return None if local is None else local.get_hub_if_exists()
+
+
+class Parker(Protocol):
+    """One waiter's binary semaphore. Made for one waiter at a time, woken by anyone."""
+
+    def park(self, until: float = inf) -> None:
+        """
+        Wait for `unpark`, or until *until* on the monotonic clock. May return early.
+
+        Raises:
+            RuntimeError: Called on the hub itself, which cannot wait.
+        """
+
+    def unpark(self) -> None:
+        """Let the waiter go, or its next `park` return at once. Any thread; never blocks."""
+
+    def is_usable_here(self) -> bool:
+        """Whether the caller's native thread and hub may park on it."""
+
+
+class ThreadParker:
+    """Parks the native thread. The lock is held while there is no permit."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def park(self, until: float = inf) -> None:
+        if until == inf:
+            self._lock.acquire()
+            return
+        # Capped because a lock takes at most TIMEOUT_MAX; returning early is allowed.
+        self._lock.acquire(True, min(max(0.0, until - monotonic()), 3600.0))
+
+    def unpark(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # There is a permit already; one is enough.
+
+    def is_usable_here(self) -> bool:
+        return _current_hub() is None
+
+
+class _GreenletParker:
+    """Parks the greenlet and lets its hub run. Wakes come through the hub's mailbox."""
+
+    __slots__ = ("_greenlet", "_has_permit", "_mailbox", "_wake_at")
+
+    def __init__(self, mailbox: _Mailbox) -> None:
+        self._mailbox = mailbox
+        self._greenlet: Any = None
+        self._has_permit = False
+        self._wake_at = inf
+
+    def park(self, until: float = inf) -> None:
+        mailbox = self._mailbox
+        greenlet = mailbox.current_greenlet()
+        self._greenlet = greenlet
+        try:
+            if not self._has_permit and until > monotonic():
+                # Lazily: an earlier timer that is still pending wakes us early, and the
+                # next park renews it. So a stream of tokens sets no timer at all.
+                if until < self._wake_at:
+                    self._wake_at = until
+                    clock.call_at(until, self._on_timer)
+                mailbox.switch_to_hub()
+        finally:
+            self._greenlet = None
+            self._has_permit = False
+
+    def unpark(self) -> None:
+        if self._has_permit:
+            return
+        self._has_permit = True
+        if self._greenlet is not None:
+            self._mailbox.post(self)
+
+    def is_usable_here(self) -> bool:
+        return _current_hub() is self._mailbox.hub
+
+    def _on_timer(self) -> None:
+        self._wake_at = inf
+        self.unpark()
+
+    def resume(self) -> None:
+        """On the hub: switch to the waiter, if it still waits for this wake-up."""
+        greenlet = self._greenlet
+        if greenlet is not None and self._has_permit:
+            greenlet.switch()
+
+
+class _Mailbox:
+    """One hub's way in from other threads: a deque and one async watcher."""
+
+    def __init__(self, hub: Any) -> None:
+        self._hub: weakref.ref[Any] = weakref.ref(hub)
+        self._ready: deque[_GreenletParker | Callable[[], Any]] = deque()
+        self._is_posted = False
+        self._parked = 0
+        self._getcurrent = sys.modules["greenlet"].getcurrent
+        # Referenced only while someone is parked: a standing reference would keep
+        # hub.join() from returning, none at all would give waiters LoopExit.
+        self._watcher = hub.loop.async_(ref=False)
+        self._watcher.start(self._drain)
+
+    @property
+    def hub(self) -> Any:
+        return self._hub()
+
+    def current_greenlet(self) -> Any:
+        greenlet = self._getcurrent()
+        if greenlet is self._hub():
+            raise RuntimeError(
+                "Cannot wait on the gevent hub. Spawn a greenlet for what has to wait."
+            )
+        return greenlet
+
+    def switch_to_hub(self) -> None:
+        self._parked += 1
+        if self._parked == 1:
+            self._watcher.ref = True
+        try:
+            self.hub.switch()
+        finally:
+            self._parked -= 1
+            if self._parked == 0:
+                self._watcher.ref = False
+
+    def post(self, item: _GreenletParker | Callable[[], Any]) -> None:
+        """Any thread: resume a parker, or run a function in a greenlet of its own."""
+        self._ready.append(item)
+        if not self._is_posted:
+            self._is_posted = True
+            self._watcher.send()
+
+    def _drain(self) -> None:
+        # Reset first: whoever posts from here on sends again.
+        self._is_posted = False
+        ready = self._ready
+        for _ in range(len(ready)):
+            item = ready.popleft()
+            try:
+                if isinstance(item, _GreenletParker):
+                    item.resume()
+                else:
+                    sys.modules["gevent"].spawn(item)
+            except BaseException:
+                # One broken waiter must not strand the others behind it.
+                self.hub.handle_error(self, *sys.exc_info())
+        if ready and not self._is_posted:
+            self._is_posted = True
+            self._watcher.send()
+
+
+_mailboxes: weakref.WeakKeyDictionary[Any, _Mailbox] = weakref.WeakKeyDictionary()
+_home: _Mailbox | None = None
+"""The hub that serves requests: greenlet workers and deferred log records go there."""
+
+
+def _mailbox_of(hub: Any) -> _Mailbox:
+    global _home
+    mailbox = _mailboxes.get(hub)
+    if mailbox is None:
+        mailbox = _mailboxes[hub] = _Mailbox(hub)
+        if _home is None or _home.hub is None:
+            _home = mailbox
+    return mailbox
+
+
+def make_parker() -> Parker:
+    """A parker for the caller's world: its greenlet where it has a hub, else its thread."""
+    hub = _current_hub()
+    return ThreadParker() if hub is None else _GreenletParker(_mailbox_of(hub))
+
+
+def sleep(seconds: float) -> None:
+    """
+    Wait without stopping anyone else, on a native thread and in a greenlet alike.
+
+    In a patched process `time.sleep` on a native thread would grow a hub there.
+    """
+    until = monotonic() + seconds
+    parker = make_parker()
+    while monotonic() < until:
+        parker.park(until)
+
+
+def start_thread(function: Callable[[], Any]) -> None:
+    """Run *function* on a new native thread; it does not keep the process alive."""
+
+    def main() -> None:
+        try:
+            function()
+        finally:
+            # User code that called a patched function here grew a hub: two fds each.
+            hub = _current_hub()
+            if hub is not None:
+                hub.destroy(destroy_loop=True)
+
+    original("_thread", "start_new_thread")(main, ())
+
+
+def has_greenlets() -> bool:
+    """Whether a worker of kind ``greenlet`` is one here: patched, with a hub to run on."""
+    return is_patched() and (_current_hub() is not None or _home is not None)
+
+
+def spawn_greenlet(function: Callable[[], Any]) -> None:
+    """Run *function* in a greenlet on the serving hub. Any thread; see `has_greenlets`."""
+    hub = _current_hub()
+    if hub is not None:
+        _mailbox_of(hub)
+    mailbox = _home
+    if mailbox is None:
+        raise RuntimeError("There is no gevent hub in this process.")
+    if hub is mailbox.hub:
+        sys.modules["gevent"].spawn(function)
+    else:
+        mailbox.post(function)
+
+
+def log(
+    logger: logging.Logger,
+    level: int,
+    message: str,
+    *args: object,
+    error: BaseException | None = None,
+) -> None:
+    """
+    Log from any thread. In a patched process a handler may hold a greenlet lock, so the
+    record is emitted by a greenlet of the serving hub, never by a native thread.
+    """
+    if not logger.isEnabledFor(level):
+        return
+
+    def emit() -> None:
+        logger.log(level, message, *args, exc_info=error)
+
+    home = _home
+    if home is not None and is_patched() and _current_hub() is not home.hub:
+        home.post(emit)
+    else:
+        emit()
+
+
+_native_handlers = 0
+
+
+def make_logging_native() -> None:
+    """
+    Give `logging` and its stream and file handlers native locks, in a patched process.
+
+    Without this a user's backend that logs on a native thread leaves greenlets stuck for
+    good. Handlers that may switch while they emit (sockets, HTTP) keep their greenlet
+    lock: a native lock held across a switch would stop the process. Called before user
+    code runs on a native thread; does nothing until a handler was added.
+    """
+    global _native_handlers
+    handlers = logging._handlerList  # type: ignore[attr-defined]
+    if len(handlers) == _native_handlers or not is_patched():
+        return
+    new_rlock = original("_thread", "RLock")
+    native_type = type(new_rlock())
+    if not isinstance(logging._lock, native_type):  # type: ignore[attr-defined]
+        logging._lock = new_rlock()  # type: ignore[attr-defined]
+    for reference in list(handlers):
+        handler = reference()
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler.lock, native_type):
+            handler.lock = new_rlock()
+    _native_handlers = len(handlers)
+
+
+class _DetachedCalls:
+    """A native thread for users' callbacks that have no worker to run on."""
+
+    def __init__(self) -> None:
+        self._calls: deque[Callable[[], Any]] = deque()
+        self._parker = ThreadParker()
+        self._lock = allocate_lock()
+        self._is_started = False
+
+    def add(self, function: Callable[[], Any]) -> None:
+        self._calls.append(function)
+        if not self._is_started and self._lock.acquire(False):
+            # Losing the race is fine: the winner's thread runs our call too.
+            self._is_started = True
+            start_thread(self._run)
+        self._parker.unpark()
+
+    def _run(self) -> None:
+        while True:
+            while self._calls:
+                try:
+                    self._calls.popleft()()
+                except Exception as error:
+                    _report(error)
+            self._parker.park()
+
+
+def _report(error: Exception) -> None:
+    log(logging.getLogger("flask_llmstream"), logging.ERROR, "A callback failed.", error=error)
+
+
+def run_detached(function: Callable[[], Any]) -> None:
+    """Run user code on a thread of its own kind, in order. Any thread; finalizers too."""
+    _detached.add(function)
+
+
+_forkables: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def after_fork(owner: Any) -> None:
+    """Have ``owner._after_fork()`` called in forked children: threads and locks are gone."""
+    _forkables.add(owner)
+
+
+def _after_fork_in_child() -> None:
+    global _home, _detached, _native_handlers
+    _mailboxes.clear()
+    _home = None
+    _native_handlers = 0
+    clock.reset()
+    _detached = _DetachedCalls()
+    for owner in list(_forkables):
+        owner._after_fork()
+
+
+clock = Clock(ThreadParker, start_thread, _report)
+"""The process's one timer thread."""
+_detached = _DetachedCalls()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -52,10 +52,12 @@ class Clock:
         self,
         make_parker: Callable[[], Any],
         start_thread: Callable[[Callable[[], Any]], None],
+        get_thread_id: Callable[[], int],
         report: Callable[[Exception], None],
     ) -> None:
         self._make_parker = make_parker
         self._start_thread = start_thread
+        self._get_thread_id = get_thread_id
         self._report = report
         self.reset()
 
@@ -67,6 +69,7 @@ class Clock:
         self._sleeps_until = inf
         self._parker = self._make_parker()
         self._start_tickets = [True]
+        self._thread_id: int | None = None
 
     def call_at(self, when: float, function: Callable[[], Any]) -> Timer:
         """Call *function* at *when* on the monotonic clock, at the earliest."""
@@ -82,6 +85,10 @@ class Clock:
         """Call *function* as soon as the thread runs."""
         self.call_at(-inf, function)
 
+    def is_current_thread(self) -> bool:
+        """Whether the caller is a timer of this clock."""
+        return self._thread_id == self._get_thread_id()
+
     def _start(self) -> None:
         try:
             self._start_tickets.pop()  # Atomic: one caller gets it.
@@ -91,6 +98,7 @@ class Clock:
 
     def _run(self) -> None:
         parker = self._parker
+        self._thread_id = self._get_thread_id()
         while True:
             self._take_inbox()
             heap = self._heap

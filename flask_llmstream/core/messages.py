@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from ..exceptions import InvalidRequestError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
@@ -253,6 +255,18 @@ class InferenceRequest:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             self.stop = (self.stop,)
+        for name, value, least in (
+            ("max_tokens", self.max_tokens, 1),
+            ("n", self.n, 1),
+            ("top_k", self.top_k, 1),
+            ("top_logprobs", self.top_logprobs, 0),
+        ):
+            if value is not None and value < least:
+                raise InvalidRequestError(
+                    f"{name} must be at least {least}, not {value}.", param=name
+                )
+        if not all(self.stop):
+            raise InvalidRequestError("A stop string must not be empty.", param="stop")
 
     @property
     def last_user_text(self) -> str:

@@ -38,6 +38,7 @@ __all__ = [
     "after_fork",
     "allocate_lock",
     "clock",
+    "get_thread_id",
     "has_greenlets",
     "is_patched",
     "log",
@@ -269,6 +270,11 @@ def sleep(seconds: float) -> None:
         parker.park(until)
 
 
+def get_thread_id() -> int:
+    """The caller's native thread; `threading.get_ident` tells greenlets apart instead."""
+    return int(original("_thread", "get_ident")())
+
+
 def start_thread(function: Callable[[], Any]) -> None:
     """Run *function* on a new native thread; it does not keep the process alive."""
 
@@ -409,7 +415,7 @@ def _after_fork_in_child() -> None:
         owner._after_fork()
 
 
-clock = Clock(ThreadParker, start_thread, _report)
+clock = Clock(ThreadParker, start_thread, get_thread_id, _report)
 """The process's one timer thread."""
 _detached = _DetachedCalls()
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,575 @@
+"""The engine: a queue in front of a backend, and workers that empty it."""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections import Counter
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..core import runtime
+from ..core.lifecycle import State, advance, state_after
+from ..exceptions import (
+    ConfigurationError,
+    DeadlineExceededError,
+    EngineClosedError,
+    LLMStreamError,
+    QueueFullError,
+    RequestDroppedError,
+    ServerShutdownError,
+)
+from . import batching
+from .admission import BackpressurePolicy, PriorityQueue, ServiceRate
+from .pool import WorkerPool
+from .run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..core.messages import InferenceRequest, InferenceResponse
+    from ..typing import TokenCallback, WorkerKind
+    from .batching import BatchLimits
+    from .handle import InferenceHandle
+    from .pool import Worker
+
+__all__ = ["AsyncInferenceEngine"]
+
+_DEFAULT_MAX_CONCURRENCY = 256
+_FINALIZER_WAIT_SECONDS = 0.05
+
+
+class AsyncInferenceEngine:
+    """
+    Runs requests on a backend: admission, priorities, deadlines, cancel.
+
+    Args:
+        backend: A `Backend` or a `CallbackBackend`.
+        worker_threads: Requests worked on at a time, ≥ 1; greenlets where the backend's
+            ``worker`` is ``"greenlet"`` and the process is patched. A callback backend
+            has its own `max_concurrency` instead.
+        queue_size: Requests that may wait, ≥ 0; those being worked on do not count.
+        priorities: False treats all alike, first come first served.
+        backpressure: What a full queue does.
+        block_timeout_seconds: How long BLOCK may hold a submitter; None until the
+            request's deadline.
+        stuck_seconds: This long after its cancel a worker counts as stuck.
+        batch_limits: Answer waiting non-streaming requests together, where the backend
+            has ``generate_batch``; None never does.
+
+    Raises:
+        ConfigurationError: A value is out of range, or *backend* is none.
+
+    Thread safety: every method, from any thread or greenlet. In a forked child the engine
+    starts empty.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        worker_threads: int = 2,
+        queue_size: int = 1000,
+        priorities: bool = True,
+        backpressure: BackpressurePolicy | str = BackpressurePolicy.BLOCK,
+        block_timeout_seconds: float | None = None,
+        stuck_seconds: float = 30.0,
+        batch_limits: BatchLimits | None = None,
+    ) -> None:
+        self._takes_callbacks = callable(getattr(backend, "submit", None))
+        if not self._takes_callbacks and not callable(getattr(backend, "generate", None)):
+            raise ConfigurationError(
+                f"{type(backend).__name__} is no backend: it has neither generate() nor submit()."
+            )
+        kind: Any = getattr(backend, "worker", "thread")
+        if kind not in ("thread", "greenlet"):
+            raise ConfigurationError(
+                f'A backend\'s worker must be "thread" or "greenlet", not {kind!r}.'
+            )
+        for name, value, least in (
+            ("worker_threads", worker_threads, 1),
+            ("queue_size", queue_size, 0),
+            ("block_timeout_seconds", block_timeout_seconds, 0),
+            ("stuck_seconds", stuck_seconds, 0),
+        ):
+            if value is not None and value < least:
+                raise ConfigurationError(f"{name} must be at least {least}, not {value!r}.")
+        self.backend = backend
+        self._kind: WorkerKind = kind
+        self._worker_threads = worker_threads
+        self._queue_size = queue_size
+        self._has_priorities = priorities
+        self._policy = BackpressurePolicy(backpressure)
+        self._block_timeout_seconds = block_timeout_seconds
+        self._stuck_seconds = stuck_seconds
+        self._batch_limits = batch_limits if hasattr(backend, "generate_batch") else None
+        # A callback backend holds no worker: one thread hands requests over.
+        self._capacity: int = (
+            getattr(backend, "max_concurrency", None) or _DEFAULT_MAX_CONCURRENCY
+            if self._takes_callbacks
+            else worker_threads
+        )
+        self._after_fork()
+        runtime.after_fork(self)
+        _engines.add(self)
+
+    def _after_fork(self) -> None:
+        # Guards everything below, and every run's state and priority.
+        self._lock = runtime.allocate_lock()
+        self._waiting = PriorityQueue()
+        self._blocked = PriorityQueue()
+        self._live: dict[str, set[Run]] = {}
+        self._running = 0
+        self._rate = ServiceRate()
+        self._totals: Counter[str] = Counter()
+        self._refusal: EngineClosedError | None = None
+        self._drained: list[Callable[[], None]] = []
+        self._pool = WorkerPool(
+            self._lock,
+            limit=1 if self._takes_callbacks else self._worker_threads,
+            kind="thread" if self._takes_callbacks else self._kind,
+            take=self._take,
+            work=self._work,
+        )
+
+    # Submitting.
+
+    def submit(
+        self,
+        request: InferenceRequest,
+        *,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> InferenceHandle:
+        """
+        Queue *request*. With a `stream_callback` of its own it is a stream.
+
+        Args:
+            request: Stays as it is; a copy runs.
+            priority: Higher is sooner; 0 takes the request's own.
+            timeout_seconds: Total budget from now; the request's deadline counts too.
+
+        Raises:
+            QueueFullError: No place, as the backpressure policy has it.
+            DeadlineExceededError: The budget is spent already.
+            EngineClosedError: The engine is shut down, or all its workers are stuck.
+        """
+        return self._submit(request, None, priority, timeout_seconds)
+
+    def submit_streaming(
+        self,
+        request: InferenceRequest,
+        token_callback: TokenCallback,
+        *,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> InferenceHandle:
+        """
+        Queue *request*; *token_callback* gets choice 0's text as it is produced, on the
+        producing worker, and ``("", True)`` exactly once, last. See `submit`.
+        """
+        return self._submit(request, token_callback, priority, timeout_seconds)
+
+    def submit_async(
+        self,
+        request: InferenceRequest,
+        callback: Callable[[InferenceResponse | LLMStreamError], Any],
+        *,
+        priority: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> str:
+        """
+        Queue *request*; *callback* gets the answer or the error, once, on a thread of
+        its own kind. See `submit`.
+
+        Returns:
+            The request id, for `cancel`.
+        """
+        handle = self._submit(request, None, priority, timeout_seconds)
+
+        def deliver() -> None:
+            outcome = handle.outcome
+            if outcome is not None:
+                callback(outcome)
+
+        handle.add_done_callback(partial(runtime.run_detached, deliver))
+        return handle.request_id
+
+    def _submit(
+        self,
+        request: InferenceRequest,
+        token_callback: TokenCallback | None,
+        priority: int,
+        timeout_seconds: float | None,
+    ) -> InferenceHandle:
+        deadline_at = inf if request.deadline is None else request.deadline.at
+        if timeout_seconds is not None:
+            deadline_at = min(deadline_at, monotonic() + timeout_seconds)
+        run = Run(
+            request,
+            settle=self._settle,
+            token_callback=token_callback,
+            priority=(priority or request.priority) if self._has_priorities else 0,
+            deadline_at=deadline_at,
+        )
+        self._admit(run)
+        return run.handle
+
+    def _admit(self, run: Run) -> None:
+        dropped: Run | None = None
+        wake: Callable[[], None] | None = None
+        error: LLMStreamError | None = None
+        with self._lock:
+            self._totals["submitted"] += 1
+            if monotonic() >= run.deadline_at:
+                error = DeadlineExceededError("The request's deadline had passed on arrival.")
+            elif self._refusal is not None:
+                error = type(self._refusal)(*self._refusal.args)
+            elif self._pool.is_exhausted:
+                error = EngineClosedError(
+                    "Every worker of this model is stuck in its backend.",
+                    retry_after=self._stuck_seconds,
+                )
+            elif not self._has_room():
+                if self._policy is BackpressurePolicy.BLOCK and self._block_timeout_seconds != 0:
+                    run.parker = runtime.make_parker()
+                    self._blocked.push(run)
+                elif self._policy is BackpressurePolicy.DROP_OLDEST:
+                    dropped = self._waiting.oldest_of_lowest()
+                    if dropped is None or dropped.priority > run.priority:
+                        dropped, error = None, self._queue_full()
+                else:
+                    error = self._queue_full()
+            if dropped is not None and not dropped.claim():
+                dropped = None  # It is ending anyway; its place is as good as free.
+            if error is not None:
+                self._refuse(run)
+            elif run.parker is None:
+                wake = self._enqueue(run)
+        if error is not None:
+            raise error
+        if dropped is not None:
+            self._settle(dropped, RequestDroppedError("The request made room for a newer one."))
+        if wake is not None:
+            wake()
+        if run.parker is not None:
+            self._wait_for_place(run, run.parker)
+
+    def _has_room(self) -> bool:
+        # A worker that has not taken its run yet has a place for it all the same.
+        return len(self._waiting) + self._occupied() < self._queue_size + self._capacity
+
+    def _occupied(self) -> int:
+        return self._running if self._takes_callbacks else self._pool.busy
+
+    def _queue_full(self) -> QueueFullError:
+        waiting = len(self._waiting)
+        return QueueFullError(
+            f"The queue is full: {waiting} requests are waiting.",
+            retry_after=self._rate.seconds_to_drain(waiting, self._capacity),
+        )
+
+    def _refuse(self, run: Run) -> None:
+        run.claim()
+        run.state = advance(run.state, State.REJECTED)
+        self._totals[State.REJECTED.value] += 1
+
+    def _enqueue(self, run: Run) -> Callable[[], None] | None:
+        run.state = advance(run.state, State.WAITING)
+        self._waiting.push(run)
+        self._live.setdefault(run.handle.request_id, set()).add(run)
+        if run.deadline_at != inf:
+            run.timer = runtime.clock.call_at(run.deadline_at, run.on_deadline)
+        return self._pool.wake_one()
+
+    def _wait_for_place(self, run: Run, parker: runtime.Parker) -> None:
+        """Park the submitter until its run has a place; whoever frees one hands it over."""
+        timeout = self._block_timeout_seconds
+        until = run.deadline_at
+        if timeout is not None:
+            until = min(until, monotonic() + timeout)
+        error: LLMStreamError | None = None
+        try:
+            while run.state is State.SUBMITTED and monotonic() < until:
+                parker.park(until)
+        except RuntimeError:
+            error = self._withdraw(run)  # On the hub, which cannot wait.
+        except BaseException:
+            # The submitter is being killed: it must not leave a request behind.
+            if self._withdraw(run) is None:
+                run.cancel()
+            raise
+        else:
+            error = self._withdraw(run)
+        if error is not None:
+            raise error
+
+    def _withdraw(self, run: Run) -> LLMStreamError | None:
+        """Take *run* back where it was not admitted; why it is refused."""
+        with self._lock:
+            if self._blocked.remove(run):
+                self._refuse(run)
+                return self._queue_full()
+            if run.state is State.REJECTED:
+                return type(self._refusal)(*self._refusal.args) if self._refusal else None
+        return None
+
+    # Working, on the pool's workers.
+
+    def _take(self) -> tuple[Run, ...]:
+        """Under the lock."""
+        if self._takes_callbacks and self._running >= self._capacity:
+            return ()
+        while (run := self._waiting.pop()) is not None and run.is_over:
+            pass  # Whoever claimed it is about to book it.
+        if run is None:
+            return ()
+        self._start(run)
+        runs = (run, *self._take_more((run,)))
+        self._admit_blocked()
+        return runs
+
+    def _start(self, run: Run) -> None:
+        run.state = advance(run.state, State.RUNNING)
+        run.started_at = monotonic()
+        self._running += 1
+
+    def _take_more(self, taken: tuple[Run, ...]) -> tuple[Run, ...]:
+        """Under the lock: what goes into one batch with *taken*."""
+        limits = self._batch_limits
+        if limits is None or taken[0].is_stream:
+            return ()
+        more: list[Run] = []
+        tokens = sum(batching.weigh(run.request) for run in taken)
+        while len(taken) + len(more) < limits.max_size:
+            run = self._waiting.peek()
+            if run is None or run.is_stream or run.is_over:
+                break
+            tokens += batching.weigh(run.request)
+            if tokens > limits.max_tokens:
+                break
+            self._waiting.remove(run)
+            self._start(run)
+            more.append(run)
+        return tuple(more)
+
+    def _admit_blocked(self) -> None:
+        """Under the lock: hand free places to blocked submitters, the highest priority first."""
+        while self._blocked and self._has_room():
+            run = self._blocked.pop()
+            if run is None or run.parker is None:
+                return
+            wake = self._enqueue(run)
+            # Waking is only an append and a release: allowed under the lock.
+            run.parker.unpark()
+            if wake is not None:
+                runtime.clock.call_soon(wake)
+
+    def _work(self, worker: Worker) -> None:
+        runs = worker.runs
+        limits = self._batch_limits
+        if self._takes_callbacks:
+            runs[0].start_callbacks(self.backend)
+            return
+        if limits is None or runs[0].is_stream:
+            runs[0].generate(self.backend)
+            return
+        if len(runs) < limits.max_size:
+            runtime.sleep(limits.wait_seconds)
+            with self._lock:
+                more = self._take_more(runs)
+                for run in more:
+                    run.worker = worker
+                runs = worker.runs = runs + more
+        batching.generate_batch(self.backend, runs)
+
+    # Ending.
+
+    def _settle(self, run: Run, error: LLMStreamError | None) -> None:
+        """Book the end of *run*, which the caller has claimed, and resolve its handle."""
+        # A finalizer may end a run while this very thread is inside the lock: it waits a
+        # moment, which is longer than anybody holds it, then leaves the rest to the clock.
+        outcome = run.response() if error is None else error
+        if self._lock.acquire(True, _FINALIZER_WAIT_SECONDS):
+            try:
+                effects = self._retire(run, error)
+            finally:
+                self._lock.release()
+            for effect in effects:
+                effect()
+        else:
+            runtime.clock.call_soon(partial(self._settle_later, run, error))
+        run.handle.publish(outcome)
+
+    def _settle_later(self, run: Run, error: LLMStreamError | None) -> None:
+        with self._lock:
+            effects = self._retire(run, error)
+        for effect in effects:
+            effect()
+
+    def _retire(self, run: Run, error: LLMStreamError | None) -> list[Callable[[], Any]]:
+        """Under the lock: the books. What to call after the lock."""
+        effects: list[Callable[[], Any]] = []
+        before = run.state
+        run.state = advance(before, state_after(error))
+        self._totals[run.state.value] += 1
+        if run.timer is not None:
+            run.timer.cancel()
+        same_id = self._live.get(run.handle.request_id)
+        if same_id is not None:
+            same_id.discard(run)
+            if not same_id:
+                del self._live[run.handle.request_id]
+        if before is State.WAITING:
+            self._waiting.remove(run)
+            effects.append(run.finish_waiting)
+        elif before is State.RUNNING:
+            self._running -= 1
+            if error is None and run.started_at is not None:
+                self._rate.add(monotonic() - run.started_at)
+            if self._takes_callbacks:
+                effects.append(run.finish_detached)
+                wake = self._pool.wake_one() if self._waiting else None
+                if wake is not None:
+                    effects.append(wake)
+            elif error is not None and run.worker is not None:
+                run.stuck_timer = runtime.clock.call_at(
+                    monotonic() + self._stuck_seconds, partial(self._check_stuck, run.worker, run)
+                )
+        self._admit_blocked()
+        if not self._live:
+            effects.extend(self._drained)
+            self._drained = []
+        return effects
+
+    def _check_stuck(self, worker: Worker, run: Run) -> None:
+        wake: Callable[[], None] | None = None
+        with self._lock:
+            if run in worker.runs:
+                wake = self._pool.mark_stuck(worker)
+                self._admit_blocked()
+        if wake is not None:
+            wake()
+
+    # Looking and steering.
+
+    def cancel(self, request_id: str) -> bool:
+        """End every live request with this id; False where there is none."""
+        with self._lock:
+            runs = tuple(self._live.get(request_id, ()))
+        for run in runs:
+            run.cancel()
+        return bool(runs)
+
+    def reprioritize(self, request_id: str, priority: int) -> bool:
+        """Move a waiting request; False where none with this id waits."""
+        moved = False
+        with self._lock:
+            for run in self._live.get(request_id, ()):
+                if self._has_priorities and self._waiting.remove(run):
+                    run.priority = priority
+                    self._waiting.push(run)
+                    moved = True
+        return moved
+
+    def queue_stats(self) -> dict[str, Any]:
+        """Requests ``waiting``, ``running``, ``blocked``, ``queue_size``, and the totals."""
+        with self._lock:
+            return {
+                "waiting": len(self._waiting),
+                "running": self._running,
+                "blocked": len(self._blocked),
+                "queue_size": self._queue_size,
+                **self._all_totals(),
+            }
+
+    def worker_stats(self) -> dict[str, Any]:
+        """Workers ``busy`` and ``stuck``, their ``capacity``, and the totals."""
+        with self._lock:
+            return {
+                "busy": self._occupied(),
+                "stuck": self._pool.stuck,
+                "capacity": self._capacity,
+                **self._all_totals(),
+            }
+
+    def _all_totals(self) -> dict[str, int]:
+        return {f"total_{name}": self._totals[name] for name in _TOTALS}
+
+    @property
+    def is_available(self) -> bool:
+        """Whether `submit` would take a request at all, a full queue aside."""
+        return self._refusal is None and not self._pool.is_exhausted
+
+    # Going away.
+
+    def wait_for_completion(self, timeout_seconds: float | None = None) -> bool:
+        """Wait until nothing waits or runs; False where the time ran out first."""
+        until = inf if timeout_seconds is None else monotonic() + timeout_seconds
+        parker = runtime.make_parker()
+        while True:
+            with self._lock:
+                if not self._live:
+                    return True
+                self._drained.append(parker.unpark)
+            if monotonic() >= until:
+                return False
+            parker.park(until)
+
+    def refuse(self, error: EngineClosedError) -> None:
+        """Take no more requests; what is pending goes on."""
+        blocked: list[Run] = []
+        with self._lock:
+            self._refusal = self._refusal or error
+            while (run := self._blocked.pop()) is not None:
+                self._refuse(run)
+                blocked.append(run)
+        for run in blocked:
+            if run.parker is not None:
+                run.parker.unpark()
+
+    def shutdown(self, *, timeout_seconds: float | None = 30.0) -> None:
+        """
+        Refuse new requests, finish what is pending, then end the rest.
+
+        Args:
+            timeout_seconds: How long to finish; what is left gets EngineClosedError.
+        """
+        self.refuse(EngineClosedError("The engine is shut down."))
+        self.wait_for_completion(timeout_seconds)
+        with self._lock:
+            left = [run for runs in self._live.values() for run in runs]
+        for run in left:
+            run.end(EngineClosedError("The engine was shut down."))
+        with self._lock:
+            effects = self._pool.close()
+        for effect in effects:
+            effect()
+
+    def _leave(self) -> None:
+        """The interpreter exits: end everything now."""
+        self.refuse(ServerShutdownError("The server is shutting down."))
+        self.shutdown(timeout_seconds=0)
+
+    @property
+    def is_in_backend(self) -> bool:
+        """Whether any worker is inside its backend, stuck ones included."""
+        return self._pool.in_backend > 0
+
+
+_TOTALS = ("submitted", "completed", "cancelled", "rejected", "timed_out", "dropped", "failed")
+
+_engines: weakref.WeakSet[AsyncInferenceEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_all() -> None:
+    """Native code that still decodes while the interpreter goes away would crash it."""
+    engines = list(_engines)
+    for engine in engines:
+        engine._leave()
+    until = monotonic() + 2.0
+    while monotonic() < until and any(engine.is_in_backend for engine in engines):
+        runtime.sleep(0.01)

@@ -1,0 +1,63 @@
+"""Answering several waiting requests with one call of a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..core import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..core.messages import InferenceRequest
+    from .run import Run
+
+__all__ = ["BatchLimits", "generate_batch", "weigh"]
+
+_CHARACTERS_PER_TOKEN = 4
+_UNLIMITED_ANSWER_TOKENS = 256
+"""What an answer without `max_tokens` is taken to weigh."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """
+    How much goes into one batch.
+
+    Args:
+        max_size: Requests.
+        max_tokens: Prompt and answer tokens together, estimated; one larger request
+            still goes alone.
+        wait_seconds: How long an incomplete batch waits for more.
+    """
+
+    max_size: int = 8
+    max_tokens: int = 8192
+    wait_seconds: float = 0.005
+
+
+def weigh(request: InferenceRequest) -> int:
+    """Tokens that *request* may come to: about four characters each, plus `max_tokens`."""
+    characters = len(request.prompt) + sum(len(message.text) for message in request.messages)
+    answer = request.max_tokens or _UNLIMITED_ANSWER_TOKENS
+    return characters // _CHARACTERS_PER_TOKEN + answer
+
+
+def generate_batch(backend: Any, runs: Sequence[Run]) -> None:
+    """Answer *runs*, all of them not streams, with one call of *backend*. Raises nothing."""
+    runtime.make_logging_native()
+    try:
+        with runs[0].context():
+            responses = backend.generate_batch([run.request for run in runs])
+        if len(responses) != len(runs):
+            raise ValueError(
+                f"generate_batch() was given {len(runs)} requests "
+                f"and returned {len(responses)} responses."
+            )
+    except BaseException as exc:
+        for run in runs:
+            run.fail(exc)
+        return
+    for run, response in zip(runs, responses, strict=True):
+        run.absorb(response)

@@ -1,0 +1,406 @@
+"""One request under way: the guard between its backend and whoever listens."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from contextlib import nullcontext
+from dataclasses import replace
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..core import runtime
+from ..core.assembly import Assembler
+from ..core.channel import Channel
+from ..core.deadlines import Deadline
+from ..core.lifecycle import State
+from ..core.messages import InferenceResponse
+from ..exceptions import (
+    ConfigurationError,
+    DeadlineExceededError,
+    EngineError,
+    LLMStreamError,
+    RequestCancelledError,
+)
+from .handle import InferenceHandle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..core.clock import Timer
+    from ..core.messages import InferenceRequest, Item
+    from ..core.runtime import Parker
+    from ..typing import TokenCallback
+    from .pool import Worker
+
+__all__ = ["Run"]
+
+_logger = logging.getLogger("flask_llmstream.engine")
+
+
+class Run:
+    """
+    A submitted request, from its admission to its end.
+
+    Whoever wins `claim` decides how it ended. `is_over` is the guard's flag: once set, no
+    further item passes. Neither takes a lock, so the end is told at once from any thread.
+
+    Args:
+        request: The caller's; a copy runs.
+        settle: The engine's: books the end of a run that the caller has claimed, and
+            resolves its handle.
+        token_callback: See `TokenCallback`.
+        priority: Higher is sooner.
+        deadline_at: Monotonic; infinity is none.
+
+    Attributes:
+        request: The copy that the backend sees; its `stream_callback` is `emit`.
+        state: Guarded by the engine's lock, like `priority` and `worker`.
+        parker: The submitter's, while it is blocked by a full queue.
+    """
+
+    __slots__ = (
+        "_claims",
+        "_emit_to",
+        "_finals",
+        "_serial",
+        "_settle",
+        "_stops",
+        "_token_callback",
+        "assembler",
+        "cache_hit",
+        "deadline_at",
+        "first_item_at",
+        "handle",
+        "is_over",
+        "parker",
+        "priority",
+        "request",
+        "started_at",
+        "state",
+        "stuck_timer",
+        "submitted_at",
+        "timer",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        request: InferenceRequest,
+        *,
+        settle: Callable[[Run, LLMStreamError | None], None],
+        token_callback: TokenCallback | None = None,
+        priority: int = 0,
+        deadline_at: float = inf,
+    ) -> None:
+        request_id = request.request_id or secrets.token_hex(12)
+        self._settle = settle
+        self._emit_to = request.stream_callback
+        self._token_callback = token_callback
+        self.request = replace(
+            request,
+            request_id=request_id,
+            priority=priority,
+            deadline=None if deadline_at == inf else Deadline(deadline_at),
+            stream=request.stream or self.is_stream,
+            stream_callback=self.emit,
+            is_over=self._get_is_over,
+        )
+        self.assembler = Assembler(self.request)
+        self.handle = InferenceHandle(request_id, cancel=self.cancel, text=self._get_text)
+        self.priority = priority
+        self.deadline_at = deadline_at
+        self.state = State.SUBMITTED
+        self.is_over = False
+        self.cache_hit = False
+        self.parker: Parker | None = None
+        self.timer: Timer | None = None
+        self.stuck_timer: Timer | None = None
+        self.worker: Worker | None = None
+        self.submitted_at = monotonic()
+        self.started_at: float | None = None
+        self.first_item_at: float | None = None
+        # list.pop() is atomic: each of these is taken once, whoever comes.
+        self._claims = [True]
+        self._finals = [True] if token_callback is not None else []
+        self._stops: list[Callable[[], Any]] = []
+        # Tried, never waited for: it only tells that two threads emit at once. So it may
+        # stay held while a greenlet parks in a full channel.
+        self._serial = runtime.allocate_lock()
+
+    @property
+    def is_stream(self) -> bool:
+        return self._emit_to is not None or self._token_callback is not None
+
+    def _get_is_over(self) -> bool:
+        return self.is_over
+
+    def _get_text(self) -> str:
+        return self.assembler.text
+
+    # The end.
+
+    def claim(self) -> bool:
+        """Whether the caller is the one who ends this run. No item passes from here on."""
+        try:
+            self._claims.pop()
+        except IndexError:
+            return False
+        self.is_over = True
+        return True
+
+    def end(self, error: LLMStreamError | None) -> bool:
+        """End it, with the whole answer or *error*. False where it has ended already."""
+        if not self.claim():
+            return False
+        self._settle(self, error)
+        return True
+
+    def cancel(self, reason: LLMStreamError | None = None) -> None:
+        """End it from outside."""
+        self.end(reason or RequestCancelledError("The request was cancelled."))
+
+    def on_deadline(self) -> None:
+        """The clock's call at `deadline_at`."""
+        self.cancel(DeadlineExceededError("The request's deadline passed."))
+
+    def response(self) -> InferenceResponse:
+        """The whole answer, with its timings."""
+        response = self.assembler.response()
+        started_at = self.started_at or self.submitted_at
+        timings = {
+            "queue": started_at - self.submitted_at,
+            "total": monotonic() - self.submitted_at,
+        }
+        if self.first_item_at is not None:
+            timings["first_token"] = self.first_item_at - self.submitted_at
+        response.timings = timings
+        response.cache_hit = self.cache_hit
+        return response
+
+    def send_final(self) -> None:
+        """``token_callback("", True)``, once. On the producer, or after it is gone."""
+        try:
+            self._finals.pop()
+        except IndexError:
+            return
+        callback = self._token_callback
+        if callback is not None:
+            try:
+                callback("", True)
+            except Exception as error:
+                self._log("The token callback failed at the end", error)
+
+    def finish_waiting(self) -> None:
+        """It ended before it started: tell the token callback here, where it was ended."""
+        if not self._finals:
+            return
+        if runtime.clock.is_current_thread():
+            # User code must not hold up everybody's deadlines.
+            runtime.run_detached(self.send_final)
+        else:
+            self.send_final()
+
+    # The guard: what the backend calls.
+
+    def emit(self, item: Item) -> bool:
+        """
+        Pass on *item*, unless the run is over or past its deadline.
+
+        Returns:
+            False when the backend should stop.
+
+        Thread safety: serial, from one producing thread at a time; a second one at the
+        same time ends the run with an error.
+        """
+        if self.is_over:
+            return False
+        if not self._serial.acquire(False):
+            self._fail_as_concurrent()
+            return False
+        try:
+            if monotonic() >= self.deadline_at:
+                self.on_deadline()
+            else:
+                for each in self.assembler.accept(item):
+                    self._pass_on(each)
+        except LLMStreamError as error:
+            self.end(error)
+        except Exception as error:
+            self._log("The stream callback failed", error)
+            self.end(EngineError("The stream's consumer failed."))
+        finally:
+            self._serial.release()
+        return not (self.is_over or self.assembler.is_cut)
+
+    def _pass_on(self, item: Item) -> None:
+        if self.is_over:
+            return
+        if self.first_item_at is None:
+            self.first_item_at = monotonic()
+        emit_to = self._emit_to
+        if emit_to is not None and emit_to(item) is False:
+            self.cancel(RequestCancelledError("The stream callback asked to stop."))
+            return
+        callback = self._token_callback
+        if callback is not None and isinstance(item, str) and not getattr(item, "choice", 0):
+            callback(item, False)
+
+    def _fail_as_concurrent(self) -> None:
+        if not self.is_over:
+            self.end(EngineError("The model backend emitted from two threads at once."))
+
+    # A worker's part.
+
+    def generate(self, backend: Any) -> None:
+        """Run *backend* to its end, on this worker. Raises nothing."""
+        if self.is_over:
+            self.send_final()
+            return
+        error: LLMStreamError | None = None
+        runtime.make_logging_native()
+        try:
+            with self.context():
+                self._consume(backend.generate(self.request))
+                self._flush()
+        except BaseException as exc:
+            error = self._as_error(exc)
+        self._conclude(error)
+
+    def absorb(self, response: InferenceResponse) -> None:
+        """Take a whole answer that was made for this run. Raises nothing."""
+        error: LLMStreamError | None = None
+        try:
+            self._consume(response)
+            self._flush()
+        except LLMStreamError as exc:
+            error = exc
+        self._conclude(error)
+
+    def fail(self, exc: BaseException) -> None:
+        """End with what the backend raised."""
+        self._conclude(self._as_error(exc))
+
+    def _conclude(self, error: LLMStreamError | None) -> None:
+        if self.claim():
+            # Before the handle resolves, so that who waited for it has seen the end.
+            self.send_final()
+            self._settle(self, error)
+        else:
+            self.send_final()
+
+    def context(self) -> Any:
+        context = self.request.run_context
+        return nullcontext() if context is None else context()
+
+    def _consume(self, result: Any) -> None:
+        if result is None:
+            return
+        if isinstance(result, InferenceResponse):
+            self.cache_hit = result.cache_hit
+            items: Iterable[Item] = self.assembler.absorb(result)
+        elif isinstance(result, (str, bytes)):
+            items = (result,)
+        else:
+            items = result
+        try:
+            for item in items:
+                if not self.emit(item):
+                    break
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+
+    def _flush(self) -> None:
+        if not self.is_over:
+            for item in self.assembler.finish():
+                self._pass_on(item)
+
+    def _as_error(self, exc: BaseException) -> LLMStreamError:
+        if isinstance(exc, LLMStreamError) and not isinstance(exc, ConfigurationError):
+            return exc
+        if not self.is_over:
+            # Once it is over, a backend may well fail because it was told to stop.
+            self._log("The model backend failed", exc)
+        if isinstance(exc, ConfigurationError):
+            return exc
+        return EngineError("The model backend failed. The server's log says how.")
+
+    def _log(self, message: str, error: BaseException) -> None:
+        runtime.log(
+            _logger,
+            logging.ERROR,
+            "%s (request %s, model %s).",
+            message,
+            self.request.request_id,
+            self.request.model,
+            error=error,
+        )
+
+    # A callback backend's part: no worker waits, so whoever ends it does what is left.
+
+    def start_callbacks(self, backend: Any) -> None:
+        """Hand the request to *backend*, which emits from its own threads."""
+        emit_to = self._emit_to
+        channel = getattr(emit_to, "__self__", None)
+        if isinstance(channel, Channel):
+            # A continuously batching engine must not wait for one slow reader.
+            self._emit_to = channel.send_nowait
+        runtime.make_logging_native()
+        try:
+            with self.context():
+                cancel = backend.submit(self.request, self.emit_nowait)
+        except BaseException as exc:
+            self._finish_callbacks(self._as_error(exc))
+            return
+        self._stops.append(cancel)
+        if self.is_over:
+            self.stop_backend()
+
+    def emit_nowait(self, item: Item | BaseException) -> bool:
+        """What a callback backend calls: like `emit`, and an exception ends the run."""
+        if isinstance(item, BaseException):
+            self._finish_callbacks(self._as_error(item))
+            return False
+        goes_on = self.emit(item)
+        if self.is_over:
+            self._send_final_if_idle()
+        elif self.assembler.is_cut or self.assembler.finished_choices >= self.request.n:
+            if self.assembler.is_cut:
+                self.stop_backend()
+            self._finish_callbacks(None)
+            return False
+        return goes_on
+
+    def stop_backend(self) -> None:
+        """Call the backend's cancel, once, where it gave one."""
+        try:
+            cancel = self._stops.pop()
+        except IndexError:
+            return
+        if callable(cancel):
+            runtime.run_detached(cancel)
+
+    def finish_detached(self) -> None:
+        """It was ended from outside: tell the backend, and the token callback."""
+        self.stop_backend()
+        if self._finals:
+            runtime.run_detached(self._send_final_if_idle)
+
+    def _send_final_if_idle(self) -> None:
+        # Where the producer is inside `emit`, it sees `is_over` when it leaves.
+        if self._serial.acquire(False):
+            try:
+                self.send_final()
+            finally:
+                self._serial.release()
+
+    def _finish_callbacks(self, error: LLMStreamError | None) -> None:
+        try:
+            if error is None:
+                self._flush()
+        except LLMStreamError as exc:
+            error = exc
+        self._conclude(error)

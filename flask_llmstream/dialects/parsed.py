@@ -1,0 +1,26 @@
+"""What a dialect made of a body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..core.messages import InferenceRequest
+
+__all__ = ["Parsed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """
+    A request, and what its body says about the answer's form.
+
+    Args:
+        request: What to generate. It may still be completed (`request_id`, `model`): a
+            renderer or document reads it when it is made.
+        stream: Whether to stream; None where the body is silent, or there was none.
+    """
+
+    request: InferenceRequest
+    stream: bool | None = None

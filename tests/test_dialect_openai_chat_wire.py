@@ -9,7 +9,7 @@ import math
 
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -598,6 +598,7 @@ def text_until_finish(items, choice):
     return text
 
 
+@settings(deadline=None)  # a busy machine is no fault of the code
 @given(st.lists(items, max_size=12), st.booleans(), st.booleans())
 def test_any_items_make_a_stream_that_openais_types_accept(items, logprobs, include_usage):
     renderer = make_renderer(
@@ -633,6 +634,7 @@ def test_any_items_make_a_stream_that_openais_types_accept(items, logprobs, incl
             assert not any("name" in call.function.model_fields_set for call in rest)
 
 
+@settings(deadline=None)  # a busy machine is no fault of the code
 @given(st.lists(items, max_size=12))
 def test_any_items_make_ndjson_lines_that_no_reader_splits(items):
     stream = render_stream(make_renderer(NDJSON, n=3), items, InferenceResponse())

@@ -1,0 +1,40 @@
+"""The models that this app offers, by the id that clients ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flask import current_app
+
+from flask_llmstream import InferenceRequest, LlamaCppBackend
+
+from .extensions import llm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .cookbook import Cookbook
+
+__all__ = ["search_cookbook"]
+
+# A worker thread is a slot in the model: four answers at a time, the rest queue.
+llm.add_backend("small", LlamaCppBackend("smollm2"), worker_threads=4)
+
+
+@llm.backend("cookbook")
+def search_cookbook(request: InferenceRequest) -> Iterator[str]:
+    """
+    Answer from the cookbook itself: what can be cooked with the things named?
+
+    It runs on a worker, under an app context: `current_app` works, the request does not.
+    """
+    cookbook: Cookbook = current_app.extensions["cookbook"]
+    found = cookbook.using(request.last_user_text)
+    if not found:
+        yield "Nothing in the cookbook uses that. Name an ingredient or two, "
+        yield "such as leeks, lentils or apples."
+        return
+    yield "From the cookbook:\n"
+    for recipe, items in found:
+        yield f"\n{recipe.title}, {recipe.minutes} minutes. "
+        yield f"It uses {' and '.join(items)}."

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, cast
 
 from flask import Blueprint, abort, current_app, render_template, request
 
-from flask_llmstream import InferenceRequest, InferenceResponse
+from flask_llmstream import InferenceRequest
 
 from .extensions import llm
 
 if TYPE_CHECKING:
     from flask.typing import ResponseReturnValue
 
-    from flask_llmstream import LLMStreamError
+    from flask_llmstream import Outcome
 
     from .cookbook import Cookbook
     from .suggestions import Suggestions
@@ -61,8 +61,8 @@ def generate() -> ResponseReturnValue:
     # on_finish runs after the view, outside the request: it gets all it needs from here.
     suggestions = _suggestions()
 
-    def keep(outcome: InferenceResponse | LLMStreamError) -> None:
-        if isinstance(outcome, InferenceResponse):  # only whole answers are worth keeping
+    def keep(outcome: Outcome) -> None:
+        if outcome.error is None:  # only whole answers are worth keeping
             suggestions.keep(about.slug if about else "", prompt, outcome.text)
 
     question = f"{about.as_text}\n\n{prompt}" if about else prompt

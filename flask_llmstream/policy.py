@@ -1,0 +1,111 @@
+"""What is decided about a request before anything is queued."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from .exceptions import AuthenticationError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .config import Settings
+    from .core.messages import InferenceRequest
+
+__all__ = ["authenticate", "check_features", "check_limits", "request_id_of"]
+
+# Visible ASCII, as proxies and tracing tools make them; nothing that could split a header
+# or a log line.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """The client's `X-Request-ID` where it is one, else a new one."""
+    given = headers.get("X-Request-ID", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+
+
+def authenticate(headers: Mapping[str, str], settings: Settings) -> str | None:
+    """
+    The name of the API key that *headers* carry; None where none is asked for.
+
+    Both ``Authorization: Bearer`` and ``x-api-key`` are taken: Anthropic's SDKs send the
+    one, Vercel's the other.
+
+    Raises:
+        AuthenticationError: The key is missing or wrong.
+    """
+    if settings.api_keys is None:
+        return None
+    scheme, _, key = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("X-API-Key", "")
+    if not key.strip():
+        raise AuthenticationError("An API key is needed: send it as Authorization: Bearer <key>.")
+    name = settings.api_keys.name_of(key.strip())
+    if name is None:
+        raise AuthenticationError("The API key is wrong.")
+    return name
+
+
+def check_limits(request: InferenceRequest, settings: Settings) -> None:
+    """
+    Hold *request* to `MAX_TOKENS_LIMIT`, which it also gets where it asks for no limit.
+
+    Raises:
+        InvalidRequestError: It asks for more.
+    """
+    limit = settings.max_tokens_limit
+    if limit is None:
+        return
+    if request.max_tokens is None:
+        request.max_tokens = limit
+    elif request.max_tokens > limit:
+        raise InvalidRequestError(
+            f"max_tokens is {request.max_tokens}; at most {limit} are allowed.",
+            param="max_tokens",
+        )
+
+
+_SHOWS_IN_OUTPUT = frozenset({"tools", "n", "logprobs"})
+
+
+def check_features(request: InferenceRequest, backend: Any, model: str) -> None:
+    """
+    Refuse what the model's backend cannot do, instead of ignoring it.
+
+    A backend that does not say what it ``supports`` is trusted with what its output will
+    show, and refused the rest.
+
+    Raises:
+        InvalidRequestError: Names the request's field.
+    """
+    supports = getattr(backend, "supports", None)
+    if supports is None:
+        supports = _SHOWS_IN_OUTPUT
+    for feature, param in _features_asked(request):
+        if feature not in supports:
+            raise InvalidRequestError(
+                f"The model {model!r} does not support {param}"
+                + (f" of type {feature}." if param == "response_format" else "."),
+                param=param,
+            )
+
+
+def _features_asked(request: InferenceRequest) -> Iterator[tuple[str, str]]:
+    if request.tools and request.tool_choice != "none":
+        yield "tools", "tools"
+    if request.n > 1:
+        yield "n", "n"
+    if request.logprobs:
+        yield "logprobs", "logprobs"
+    wanted = (request.response_format or {}).get("type", "text")
+    if wanted != "text":
+        yield wanted, "response_format"
+    for number, message in enumerate(request.messages):
+        if not isinstance(message.content, str):
+            for part in message.content:
+                if part.get("type") not in ("text", "refusal"):
+                    yield "images", f"messages[{number}].content ({part.get('type')})"

@@ -1,0 +1,350 @@
+"""The body of a streamed response: from the channel to the server's next write."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from dataclasses import dataclass
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from .core import runtime
+from .core.messages import InferenceResponse
+from .exceptions import (
+    DeadlineExceededError,
+    EngineError,
+    FirstTokenTimeoutError,
+    IdleTimeoutError,
+    IncompleteStreamError,
+    LLMStreamError,
+    RequestCancelledError,
+    SlowReaderError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .config import Settings
+    from .core.channel import Channel
+    from .core.clock import Timer
+    from .core.deadlines import Budgets
+    from .core.messages import InferenceRequest, Item, Usage
+    from .engines.handle import InferenceHandle
+    from .hangup import Connection
+    from .typing import EventRenderer
+
+__all__ = ["Outcome", "Reception", "StreamBody", "outcome_of"]
+
+_logger = logging.getLogger("flask_llmstream.response")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """
+    How a request ended, for `on_finish` and the ``request_finished`` signal.
+
+    Args:
+        request: As it was submitted.
+        text: Answer text of choice 0; on an error, what there was so far.
+        finish_reason: None on an error.
+        error: None where the answer is whole.
+        usage: None on an error.
+        response: The whole answer; None on an error.
+    """
+
+    request: InferenceRequest
+    text: str
+    finish_reason: str | None
+    error: LLMStreamError | None
+    usage: Usage | None
+    response: InferenceResponse | None
+
+
+def outcome_of(request: InferenceRequest, handle: InferenceHandle) -> Outcome:
+    """How the request behind *handle* ended; whoever ended it may still be resolving it."""
+    handle.wait(monotonic() + 1.0)
+    result = handle.outcome
+    if isinstance(result, InferenceResponse):
+        return Outcome(request, result.text, result.finish_reason, None, result.usage, result)
+    return Outcome(request, handle.text, None, result, None, None)
+
+
+class Reception:
+    """
+    The response's end of one stream: items in batches, within the budgets.
+
+    It is where a stuck backend cannot hold up the answer: every wait here ends at the
+    next deadline, and the engine is told.
+
+    Args:
+        channel: Closed with the handle's outcome once it resolves.
+        handle: Of the submitted request.
+        budgets: Of the request.
+        arrived_at: Monotonic; the budgets' start.
+
+    Thread safety: one consumer; `leave` from any thread, finalizers included.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        handle: InferenceHandle,
+        *,
+        budgets: Budgets,
+        arrived_at: float,
+    ) -> None:
+        self.channel = channel
+        self.handle = handle
+        self.budgets = budgets
+        self._total_at = arrived_at + budgets.total_seconds
+        self._item_at = arrived_at + budgets.first_token_seconds
+        self._has_item = False
+        handle.add_done_callback(self._on_done)
+
+    def _on_done(self) -> None:
+        self.channel.close(self.handle.outcome)
+
+    @property
+    def outcome(self) -> InferenceResponse | LLMStreamError | None:
+        """How it ended, once everything was received; None before."""
+        return self.handle.outcome if self.channel.is_drained else None
+
+    def receive(self, until: float = inf) -> list[Item]:
+        """What there is; waits at most until *until*. Empty at the end, too."""
+        batch = self.channel.receive_batch(min(until, self._total_at, self._item_at))
+        if batch:
+            self._has_item = True
+            self._item_at = monotonic() + self.budgets.idle_seconds
+        elif not self.channel.closed:
+            self._check_budgets()
+        return batch
+
+    def _check_budgets(self) -> None:
+        now = monotonic()
+        if now >= self._total_at:
+            self.leave(DeadlineExceededError("The request's deadline passed."))
+        elif now < self._item_at:
+            return
+        elif self._has_item:
+            self.leave(
+                IdleTimeoutError(f"No token came for {self.budgets.idle_seconds:g} seconds.")
+            )
+        else:
+            self.leave(
+                FirstTokenTimeoutError(
+                    f"No token came within {self.budgets.first_token_seconds:g} seconds."
+                )
+            )
+
+    def leave(self, reason: LLMStreamError) -> None:
+        """End the request, for *reason*, unless it has ended: the engine first, then us."""
+        self.handle.cancel(reason)
+        # A handle resolves at once, so this only matters to a producer that waits for room.
+        self.channel.close(reason)
+
+
+class StreamBody:
+    """
+    What the WSGI server iterates: each item is whatever was waiting, joined.
+
+    An object, not a generator: the `finally` of a generator that was never started does
+    not run, and then a client that left before the first byte would leave its request
+    running. Heartbeats, probes of half-closed clients and the terminal marker are written
+    here.
+
+    Args:
+        reception: Of the stream.
+        renderer: Of the dialect.
+        connection: The client's.
+        settings: `heartbeat_seconds`, `coalesce_seconds` and `slow_reader_seconds`.
+        on_close: Called once, when the response is over, with the error that it had.
+
+    Thread safety: iteration and `close` from the server's greenlet or thread.
+    """
+
+    def __init__(
+        self,
+        reception: Reception,
+        renderer: EventRenderer,
+        connection: Connection,
+        settings: Settings,
+        on_close: Callable[[], None],
+    ) -> None:
+        self._reception = reception
+        self._renderer = renderer
+        self._connection = connection
+        self._on_close = on_close
+        self._render = renderer.render
+        self._heartbeat = renderer.heartbeat
+        self._heartbeat_seconds = (settings.heartbeat_seconds if renderer.heartbeat else 0) or inf
+        self._coalesce_seconds = settings.coalesce_seconds
+        self._stall_seconds = settings.slow_reader_seconds
+        self._heartbeat_at = monotonic() + self._heartbeat_seconds
+        self._pending: list[Item] = []
+        self._is_open = False
+        self._is_probed = False
+        self._is_ended = False
+        self._is_closed = False
+        self._failure: Exception | None = None
+        self._writing_since = inf
+        self._stall_timer: Timer | None = None
+        connection.watch(_weakly(self._on_hangup))
+
+    # Before the status line.
+
+    def open(self) -> None:
+        """
+        Wait for the first item, so that an error before it gets a status of its own; at
+        most until the first heartbeat is due.
+
+        Raises:
+            LLMStreamError: The request failed.
+        """
+        reception = self._reception
+        while not (self._pending or reception.channel.closed):
+            self._pending = reception.receive(self._heartbeat_at)
+            if self._connection.is_gone:
+                reception.leave(_client_left())
+            if monotonic() >= self._heartbeat_at:
+                break
+        if not self._pending and isinstance(reception.outcome, LLMStreamError):
+            raise reception.outcome
+        self._check_stall_at(monotonic() + self._stall_seconds)
+
+    # What the server calls.
+
+    def __iter__(self) -> StreamBody:
+        return self
+
+    def __next__(self) -> bytes:
+        self._writing_since = inf
+        while not self._is_ended:
+            data = self._next_frames()
+            if data:
+                self._heartbeat_at = monotonic() + self._heartbeat_seconds
+                self._writing_since = monotonic()
+                return data
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        raise StopIteration
+
+    def _next_frames(self) -> bytes:
+        reception = self._reception
+        frames = []
+        if self._is_open:
+            batch = reception.receive(self._heartbeat_at)
+            if batch and self._coalesce_seconds and not reception.channel.closed:
+                runtime.sleep(self._coalesce_seconds)
+                batch += reception.channel.receive_batch(0)
+        else:
+            self._is_open = True
+            frames.append(self._renderer.start())
+            batch, self._pending = self._pending, []
+        try:
+            frames += map(self._render, batch)
+            outcome = reception.outcome
+            if outcome is not None:
+                frames.append(self._end(outcome))
+            elif not batch:
+                frames.append(self._keep_alive())
+        except Exception as exc:
+            runtime.log(_logger, logging.ERROR, "An item could not be rendered.", error=exc)
+            error = EngineError("The answer could not be rendered.")
+            reception.leave(error)
+            frames.append(self._end(error))
+        return b"".join(frames)
+
+    def _keep_alive(self) -> bytes:
+        if self._connection.is_gone:
+            self._reception.leave(_client_left())
+            return b""
+        if self._is_probed or monotonic() >= self._heartbeat_at:
+            self._is_probed = False
+            return self._heartbeat
+        return b""
+
+    def _end(self, outcome: InferenceResponse | LLMStreamError) -> bytes:
+        self._is_ended = True
+        # From here on a client that leaves has what it came for.
+        self._connection.unwatch()
+        if isinstance(outcome, InferenceResponse):
+            return self._renderer.end(outcome)
+        frame = self._renderer.error(outcome)
+        if frame is None:
+            # No form for it: abort the transfer, so that it is no short success.
+            self._failure = IncompleteStreamError("The stream ended before the answer did.")
+            return b""
+        return frame
+
+    def close(self) -> None:
+        """The server is done with us, whether or not we are. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._writing_since = inf
+        self._connection.unwatch()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        if not self._is_ended:
+            self._is_ended = True
+            self._reception.leave(_client_left())
+        self._on_close()
+
+    def __del__(self) -> None:
+        # Dropped before the server had it: the app failed after it made the response.
+        if not self._is_closed:
+            self._is_closed = True
+            self._connection.unwatch()
+            if self._stall_timer is not None:
+                self._stall_timer.cancel()
+            self._reception.leave(
+                RequestCancelledError("The response was dropped before it was sent.")
+            )
+            runtime.run_detached(self._on_close)
+
+    # From other threads.
+
+    def _on_hangup(self, is_gone: bool) -> None:
+        """The watcher's call. A FIN may be a half-close, which only a write can tell."""
+        if not is_gone and self._is_open and self._heartbeat:
+            self._is_probed = True
+            self._reception.channel.wake()
+        else:
+            self._reception.leave(_client_left())
+
+    def _check_stall(self) -> None:
+        """
+        The clock's call: end a stream whose client does not read.
+
+        The server's write cannot be interrupted, so the socket is shut down under it.
+        """
+        now = monotonic()
+        if now - self._writing_since >= self._stall_seconds:
+            self._reception.leave(
+                SlowReaderError(f"The client read nothing for {self._stall_seconds:g} seconds.")
+            )
+            self._connection.abort()
+            return
+        start = now if self._writing_since == inf else self._writing_since
+        self._check_stall_at(start + self._stall_seconds)
+
+    def _check_stall_at(self, when: float) -> None:
+        self._stall_timer = runtime.clock.call_at(when, _weakly(self._check_stall))
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """*method* without keeping its object: a body that is dropped must be finalized."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: object) -> None:
+        target = reference()
+        if target is not None:
+            target(*args)
+
+    return call
+
+
+def _client_left() -> RequestCancelledError:
+    return RequestCancelledError("The client left.")

@@ -1,0 +1,244 @@
+"""The consumer's side of a stream: whole events, or an error that says what is missing."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from . import exceptions
+from .core.runtime import log
+from .exceptions import IncompleteStreamError, LLMStreamError, UpstreamError
+from .framing import MAX_EVENT_BYTES, NDJSONDecoder, ServerSentEvent, SSEDecoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+__all__ = ["StreamReader"]
+
+logger = logging.getLogger(__name__)
+
+# The peer chooses the id, so its length is not to be trusted.
+_MAX_LOGGED_ID = 128
+
+# A base class may share its code with a subclass; the subclass says more.
+_ERRORS_BY_CODE: dict[str, type[LLMStreamError]] = {
+    cls.code: cls
+    for cls in sorted(
+        (getattr(exceptions, name) for name in exceptions.__all__),
+        key=lambda cls: len(cls.__mro__),
+    )
+}
+
+
+class StreamReader:
+    """
+    Iterates the events of a streamed answer.
+
+    The iteration ends at the terminal marker and nowhere else, so whoever leaves the
+    loop without an exception has the whole answer. After the marker nothing more is
+    read. After an error every further step raises it again.
+
+    Args:
+        chunks: The body, in any pieces: ``response.iter_bytes()`` of httpx,
+            ``iter_content(None)`` of requests, ``stream()`` of urllib3, a list. Whatever
+            it raises (as `Exception`) counts as the end of the input.
+        framing: ``"sse"`` or ``"ndjson"``. An NDJSON event's `data` is the line.
+        terminal: What the last event is. A string is compared with its data, its event
+            type, and the ``type`` in its JSON (``"message_stop"``,
+            ``"response.completed"``); a callable gets the event. Default: the data
+            ``[DONE]``; for NDJSON a JSON object with ``"done": true``.
+        max_event_bytes: Most bytes of one event; more is a `StreamError`.
+
+    Attributes:
+        terminal_event: The marker once it was met (with Ollama's usage, say), else None.
+
+    Raises:
+        IncompleteStreamError: On iteration: the input ended without the marker, or the
+            reader was closed before it. Logged with the answer's id, without content.
+        LLMStreamError: On iteration: the error that the stream itself reports, in the
+            class with its code, else `UpstreamError`; its own ``retryable`` is kept.
+        StreamError: On iteration: an event is too large, or the text is not UTF-8.
+
+    Thread safety: none; one thread or greenlet reads and closes. To stop a reader that
+    waits, close the transport below it. It takes no lock and starts no thread, so that it
+    waits as its transport does: natively, or cooperatively under gevent.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterable[bytes],
+        *,
+        framing: str = "sse",
+        terminal: str | Callable[[ServerSentEvent], bool] | None = None,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+    ) -> None:
+        self._decode: Callable[[bytes], list[ServerSentEvent]]
+        if framing == "sse":
+            self._decode = SSEDecoder(max_event_bytes=max_event_bytes, errors="strict").feed
+        elif framing == "ndjson":
+            lines = NDJSONDecoder(max_event_bytes=max_event_bytes)
+            self._decode = lambda data: [ServerSentEvent(line) for line in lines.feed(data)]
+        else:
+            raise ValueError(f'framing must be "sse" or "ndjson", not {framing!r}')
+        if terminal is None:
+            terminal = "[DONE]" if framing == "sse" else _is_done
+        self._is_terminal = terminal if callable(terminal) else _marker(terminal)
+        self._chunks = chunks
+        self._iterator = iter(chunks)
+        self._events: deque[ServerSentEvent] = deque()
+        self._events_read = 0
+        self._first_data = self._last_data = ""
+        self._error: LLMStreamError | None = None
+        self._closed = False
+        self.terminal_event: ServerSentEvent | None = None
+
+    def __iter__(self) -> Iterator[ServerSentEvent]:
+        return self
+
+    def __next__(self) -> ServerSentEvent:
+        if self.terminal_event is not None:
+            raise StopIteration
+        if self._error is not None:
+            raise self._error
+        try:
+            while not self._events:
+                self._events.extend(self._decode(self._read()))
+            event = self._events.popleft()
+            # A key in a JSON text is escaped only by who wants to hide it, so the search
+            # spares nearly every event the parsing.
+            if '"error"' in event.data or event.event == "error":
+                _raise_in_band_error(event)
+        except LLMStreamError as error:
+            self._error = error
+            raise
+        if self._is_terminal(event):
+            self.terminal_event = event
+            raise StopIteration
+        if not self._events_read:
+            self._first_data = event.data
+        self._last_data = event.data
+        self._events_read += 1
+        return event
+
+    def __enter__(self) -> StreamReader:  # noqa: PYI034 - typing.Self is 3.11
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close *chunks* (and so the connection) where it has a ``close``. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._error is None:
+            self._error = IncompleteStreamError("The reader was closed.")
+        with ExitStack() as stack:
+            # An iterable (a response) and the iterator that it made (a generator with a
+            # `finally`) may both hold something.
+            for closable in {id(part): part for part in (self._chunks, self._iterator)}.values():
+                close = getattr(closable, "close", None)
+                if close is not None:
+                    stack.callback(close)
+
+    def _read(self) -> bytes:
+        """The next piece of input; `IncompleteStreamError` where there is none."""
+        cause: Exception | None = None
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            pass
+        except Exception as exc:
+            cause = exc
+        # A fault that the decoder held back says more than the end of the input does.
+        self._decode(b"")
+        # Only the class of the cause: its text may quote the answer, or a URL with a key.
+        log(
+            logger,
+            logging.WARNING,
+            "stream %r ended without its terminal marker after %d events (%s)",
+            self._request_id(),
+            self._events_read,
+            "end of input" if cause is None else type(cause).__name__,
+        )
+        raise IncompleteStreamError("The stream ended without its terminal marker.") from cause
+
+    def _request_id(self) -> str:
+        """The answer's id, as its events have it: in each, or in the first one's message."""
+        for data in (self._last_data, self._first_data):
+            payload = _json_object(data)
+            for holder in (payload, payload.get("response"), payload.get("message")):
+                if isinstance(holder, dict) and isinstance(holder.get("id"), str):
+                    return str(holder["id"])[:_MAX_LOGGED_ID]
+        return "unknown"
+
+
+def _marker(terminal: str) -> Callable[[ServerSentEvent], bool]:
+    def is_terminal(event: ServerSentEvent) -> bool:
+        if terminal in (event.data, event.event):
+            return True
+        return terminal in event.data and _json_object(event.data).get("type") == terminal
+
+    return is_terminal
+
+
+def _is_done(event: ServerSentEvent) -> bool:
+    return "true" in event.data and _json_object(event.data).get("done") is True
+
+
+def _json_object(data: str) -> dict[str, Any]:
+    """*data* as a JSON object; empty where it is none: payloads need not be JSON."""
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _raise_in_band_error(event: ServerSentEvent) -> None:
+    """
+    Raise the error that *event* reports; return where it reports none.
+
+    ============================ ===================================================
+    OpenAI                       ``{"error": {"message", "type", "code"}}``
+    Anthropic                    ``{"type": "error", "error": {"type", "message"}}``
+    Responses                    the same, or ``{"type": "error", "code", "message"}``,
+                                 or ``{"response": {"error": {"code", "message"}}}``
+    Ollama                       ``{"error": "message"}``
+    AI SDK                       ``{"type": "error", "errorText": "message"}``
+    anyone                       ``event: error`` with any data
+    ============================ ===================================================
+    """
+    payload = _json_object(event.data)
+    reported = payload.get("error")
+    if not reported and isinstance(payload.get("response"), dict):
+        reported = payload["response"].get("error")
+    if isinstance(reported, dict):
+        fields = {**payload, **reported}
+    elif isinstance(reported, str) and reported:
+        fields = {**payload, "message": reported}
+    elif event.event == "error" or payload.get("type") == "error":
+        fields = payload or {"message": event.data}
+    else:
+        return
+    texts = {key: value for key, value in fields.items() if isinstance(value, str)}
+    cls = (
+        _ERRORS_BY_CODE.get(texts.get("code", ""))
+        or _ERRORS_BY_CODE.get(texts.get("type", ""))
+        or UpstreamError
+    )
+    message = texts.get("message") or texts.get("errorText") or "The stream reported an error."
+    error = cls(message, param=texts.get("param"))
+    if isinstance(fields.get("retryable"), bool):
+        error.retryable = fields["retryable"]
+    raise error

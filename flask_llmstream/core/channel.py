@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["Channel"]
 
 _ITEM_OVERHEAD = 64
-"""What an item without text is taken to weigh, bytes."""
+"""What an item that is more than plain text is taken to weigh beside its text, bytes."""
 
 
 def _weight(item: Any) -> int:
-    if isinstance(item, str):
-        return len(item) if item.isascii() else len(item.encode())
-    return _ITEM_OVERHEAD + len(getattr(item, "text", "") or getattr(item, "arguments", ""))
+    if type(item) is str:
+        return _utf8_length(item)
+    # Not text alone: a token with log probabilities is mostly not its text.
+    text = item if isinstance(item, str) else getattr(item, "text", getattr(item, "arguments", ""))
+    return _ITEM_OVERHEAD + _utf8_length(text)
+
+
+def _utf8_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 class Channel:

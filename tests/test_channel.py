@@ -2,11 +2,86 @@
 
 from __future__ import annotations
 
+from collections import deque
+from math import inf
+
 import pytest
 
 from flask_llmstream.core.channel import Channel
 from flask_llmstream.core.messages import Reasoning, Token, ToolCallDelta
 from flask_llmstream.exceptions import SlowReaderError
+
+
+class SteppedDeque(deque):
+    """Runs *intrude* before its *step*-th operation: every place where threads may switch."""
+
+    def __init__(self, items, step, intrude):
+        super().__init__(items)
+        self._step = step
+        self._intrude = intrude
+
+    @property
+    def was_intruded(self):
+        return self._step <= 0
+
+    def _advance(self):
+        self._step -= 1
+        if self._step == 0:
+            self._intrude()
+
+    def __len__(self):
+        self._advance()
+        return super().__len__()
+
+    def __getitem__(self, index):
+        self._advance()
+        return super().__getitem__(index)
+
+    def __setitem__(self, index, item):
+        self._advance()
+        super().__setitem__(index, item)
+
+    def append(self, item):
+        self._advance()
+        super().append(item)
+
+    def pop(self):
+        self._advance()
+        return super().pop()
+
+    def popleft(self):
+        self._advance()
+        return super().popleft()
+
+
+def intrude_at_every_step(make_channel, act, intrude):
+    """
+    Run ``act(channel)`` again and again, each time with ``intrude(channel)`` one
+    operation later. Yields the channel, what *act* returned and what *intrude* did.
+    """
+    step = 1
+    while True:
+        channel = make_channel()
+        done = []
+        items = SteppedDeque(channel._items, step, lambda: done.append(intrude(channel)))  # noqa: B023
+        channel._items = items
+        result = act(channel)
+        if not items.was_intruded:
+            assert step > 2
+            return
+        channel._items = deque(items)
+        yield channel, result, done[0]
+        step += 1
+
+
+def full_channel(*items, size=1, **options):
+    channel = Channel(size=size, **options)
+    for item in items:
+        channel.send_nowait(item)
+    return channel
+
+
+# Bounds.
 
 
 def test_the_byte_bound_counts_utf8_in_every_kind_of_item():
@@ -30,3 +105,19 @@ def test_items_without_text_are_bounded_too():
     with pytest.raises(SlowReaderError):
         fill()
     assert len(channel.receive_batch()) < 100
+
+
+# Merging.
+
+
+def test_a_close_during_a_merge_loses_nothing_that_was_accepted():
+    def leave(channel):
+        channel.close()
+        return channel.receive_batch(-inf), channel.is_drained
+
+    for channel, accepted, (batch, is_drained) in intrude_at_every_step(
+        lambda: full_channel("a"), lambda channel: channel.send_nowait("b"), leave
+    ):
+        assert is_drained  # The consumer goes away now; what comes later is not seen.
+        assert batch[0].startswith("a")
+        assert "".join(batch + channel.receive_batch(-inf)) == ("ab" if accepted else "a")

@@ -123,8 +123,9 @@ class Channel:
         self._full_since = min(self._full_since, now)
         if now - self._full_since > self._slow_reader_seconds:
             raise self._slow_reader()
-        if type(item) is str:
-            item = self._merged(item)
+        if type(item) is str and not self.closed and self._merge(item):
+            self._bytes += weight
+            return True
         return self._append(item, weight)
 
     def _is_full(self, weight: int) -> bool:
@@ -146,16 +147,19 @@ class Channel:
             waiting.unpark()
         return True
 
-    def _merged(self, text: str) -> str:
-        """*text* joined to the last item, taken back, where that is short plain text."""
+    def _merge(self, text: str) -> bool:
+        """Join *text* to the last waiting item, where that is short plain text."""
+        items = self._items
         try:
-            last = self._items.pop()
+            last = items[-1]
+            if type(last) is not str or len(last) >= self._merge_limit:
+                return False
+            # In place: what was accepted never leaves the deque but to the consumer. Only
+            # this side appends, so if *last* was taken meanwhile, the deque is empty.
+            items[-1] = last + text
         except IndexError:
-            return text
-        if type(last) is str and len(last) < self._merge_limit:
-            return last + text
-        self._items.append(last)
-        return text
+            return False
+        return True
 
     def _wait_for_room(self, weight: int) -> None:
         until = monotonic() + self._slow_reader_seconds
@@ -224,13 +228,8 @@ class Channel:
             finally:
                 self._waiting = None
         self._woken = False
-        batch: list[Item] = []
-        try:
-            # As many as there are now: a fast producer must not hold us here.
-            for _ in range(len(items)):
-                batch.append(items.popleft())  # noqa: PERF401 - keep what was taken
-        except IndexError:
-            pass  # A merging producer took the last one back for a moment.
+        # As many as there are now: a fast producer must not hold us here.
+        batch = [items.popleft() for _ in range(len(items))]
         blocked = self._blocked
         if blocked is not None:
             blocked.unpark()

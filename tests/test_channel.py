@@ -107,6 +107,40 @@ def test_items_without_text_are_bounded_too():
     assert len(channel.receive_batch()) < 100
 
 
+def test_a_reader_that_keeps_up_is_not_slow_though_the_channel_is_never_empty():
+    channel = Channel(max_bytes=1_000)
+    text = "x" * 300
+
+    class NeverEmpty(deque):
+        """The producer runs whenever the consumer takes something."""
+
+        def popleft(self):
+            channel.send_nowait(text)
+            return super().popleft()
+
+    channel._items = NeverEmpty()
+    channel.send_nowait(text)
+
+    assert [channel.receive_batch() for _ in range(100)] == [[text]] * 100
+
+
+def test_the_byte_bound_holds_against_a_producer_that_runs_at_any_moment():
+    def burst(channel):
+        try:
+            while True:
+                channel.send_nowait("x" * 10)
+        except SlowReaderError:
+            return
+
+    for channel, _, _ in intrude_at_every_step(
+        lambda: full_channel("x" * 10, "x" * 10, size=2, max_bytes=100),
+        lambda channel: channel.receive_batch(-inf),
+        burst,
+    ):
+        burst(channel)
+        assert sum(map(len, channel._items)) <= 100
+
+
 # Merging.
 
 

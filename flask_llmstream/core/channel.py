@@ -51,6 +51,8 @@ class Channel:
     """
 
     __slots__ = (
+        "_batches",
+        "_batches_seen",
         "_blocked",
         "_bytes",
         "_consumer",
@@ -79,7 +81,9 @@ class Channel:
         # Text is merged in lumps: merging into one ever longer string would be quadratic.
         self._merge_limit = max(1, max_bytes // size)
         self._slow_reader_seconds = slow_reader_seconds
-        self._bytes = 0  # The producer's alone.
+        self._bytes = 0  # Waiting, at most; the producer's alone.
+        self._batches = 0  # The consumer's alone.
+        self._batches_seen = 0  # The producer's alone.
         self._full_since = inf  # The producer's alone.
         self._consumer: Parker | None = None
         self._waiting: Parker | None = None  # Published by the consumer.
@@ -130,12 +134,13 @@ class Channel:
 
     def _is_full(self, weight: int) -> bool:
         items = self._items
-        if not items:
-            # The consumer takes all there is, so the weight needs no accounting on its
-            # side: an empty deque weighs nothing.
+        if self._batches != self._batches_seen:
+            # The consumer takes all there is, so it need not weigh what it takes. We may
+            # forget one item that was on its way then; the next batch has it.
+            self._batches_seen = self._batches
             self._bytes = 0
-            return False
-        return len(items) >= self._size or self._bytes + weight > self._max_bytes
+        waiting = len(items)
+        return waiting > 0 and (waiting >= self._size or self._bytes + weight > self._max_bytes)
 
     def _append(self, item: Item, weight: int) -> bool:
         if self.closed:
@@ -228,6 +233,7 @@ class Channel:
             finally:
                 self._waiting = None
         self._woken = False
+        self._batches += 1  # Before the count of what is there: see `_is_full`.
         # As many as there are now: a fast producer must not hold us here.
         batch = [items.popleft() for _ in range(len(items))]
         blocked = self._blocked

@@ -155,3 +155,33 @@ def test_a_close_during_a_merge_loses_nothing_that_was_accepted():
         assert is_drained  # The consumer goes away now; what comes later is not seen.
         assert batch[0].startswith("a")
         assert "".join(batch + channel.receive_batch(-inf)) == ("ab" if accepted else "a")
+
+
+# The end.
+
+
+def test_of_two_closes_at_once_the_one_that_was_seen_stays():
+    rival = RuntimeError("rival")
+
+    class RacedChannel(Channel):
+        """Another thread closes it just after the first closer found it open."""
+
+        is_closed = False
+        rivals = iter([rival])
+
+        @property
+        def closed(self):
+            found = self.is_closed
+            for other in self.rivals:
+                self.close(other)
+            return found
+
+        @closed.setter
+        def closed(self, value):
+            self.is_closed = value
+
+    channel = RacedChannel()
+    channel.close(RuntimeError("late"))
+
+    assert channel.closed
+    assert channel.outcome is rival

@@ -60,12 +60,12 @@ class Channel:
         "_items",
         "_max_bytes",
         "_merge_limit",
+        "_outcomes",
         "_size",
         "_slow_reader_seconds",
         "_waiting",
         "_woken",
         "closed",
-        "outcome",
     )
 
     def __init__(
@@ -90,7 +90,7 @@ class Channel:
         self._blocked: Parker | None = None  # Published by the producer.
         self._woken = False
         self.closed = False
-        self.outcome: InferenceResponse | BaseException | None = None
+        self._outcomes: list[InferenceResponse | BaseException | None] = []
 
     # The producer's side.
 
@@ -194,11 +194,16 @@ class Channel:
             outcome: How it ended, for the consumer: the response, or the error.
         """
         if not self.closed:
-            self.outcome = outcome
+            self._outcomes.append(outcome)  # Atomic; of two at once, the first one stays.
             self.closed = True
         for parker in (self._waiting, self._blocked):
             if parker is not None:
                 parker.unpark()
+
+    @property
+    def outcome(self) -> InferenceResponse | BaseException | None:
+        """What it was closed with."""
+        return self._outcomes[0] if self._outcomes else None
 
     def wake(self) -> None:
         """Have the consumer's `receive_batch` return, if with nothing."""

@@ -1,1 +1,131 @@
-"""Stream language-model tokens from a Flask app."""
+"""
+Stream language-model tokens from a Flask app.
+
+    llm = LLMStream(app)
+
+    @llm.backend("echo")
+    def echo(request):
+        yield from request.last_user_text.split()
+
+    app.register_blueprint(llm.openai_blueprint())
+"""
+
+from ._version import __version__
+from .backends.echo import EchoBackend
+from .backends.llama_cpp import LlamaCppBackend
+from .call import request_finished
+from .client import StreamReader
+from .core.deadlines import Deadline
+from .core.messages import (
+    Choice,
+    Finish,
+    InferenceRequest,
+    InferenceResponse,
+    Message,
+    Reasoning,
+    Token,
+    ToolCall,
+    ToolCallDelta,
+    TopLogprob,
+    Usage,
+)
+from .engines.admission import BackpressurePolicy
+from .engines.asynchronous import AsyncInferenceEngine
+from .engines.handle import InferenceHandle
+from .exceptions import (
+    AccessError,
+    AdmissionError,
+    AuthenticationError,
+    ConfigurationError,
+    DeadlineExceededError,
+    EngineClosedError,
+    EngineError,
+    FirstTokenTimeoutError,
+    IdleTimeoutError,
+    IncompleteStreamError,
+    InvalidRequestError,
+    LLMStreamError,
+    NotAcceptableError,
+    PermissionDeniedError,
+    QueueFullError,
+    RequestCancelledError,
+    RequestDroppedError,
+    RequestError,
+    RequestTooLargeError,
+    ServerShutdownError,
+    SlowReaderError,
+    StreamError,
+    UnknownModelError,
+    UpstreamError,
+)
+from .extension import LLMStream
+from .handler import StreamingHandler
+from .responses import Outcome
+from .typing import (
+    FEATURES,
+    Backend,
+    BatchBackend,
+    CallbackBackend,
+    Dialect,
+    Emit,
+    Engine,
+    TokenCallback,
+)
+
+__all__ = [
+    "FEATURES",
+    "AccessError",
+    "AdmissionError",
+    "AsyncInferenceEngine",
+    "AuthenticationError",
+    "Backend",
+    "BackpressurePolicy",
+    "BatchBackend",
+    "CallbackBackend",
+    "Choice",
+    "ConfigurationError",
+    "Deadline",
+    "DeadlineExceededError",
+    "Dialect",
+    "EchoBackend",
+    "Emit",
+    "Engine",
+    "EngineClosedError",
+    "EngineError",
+    "Finish",
+    "FirstTokenTimeoutError",
+    "IdleTimeoutError",
+    "IncompleteStreamError",
+    "InferenceHandle",
+    "InferenceRequest",
+    "InferenceResponse",
+    "InvalidRequestError",
+    "LLMStream",
+    "LLMStreamError",
+    "LlamaCppBackend",
+    "Message",
+    "NotAcceptableError",
+    "Outcome",
+    "PermissionDeniedError",
+    "QueueFullError",
+    "Reasoning",
+    "RequestCancelledError",
+    "RequestDroppedError",
+    "RequestError",
+    "RequestTooLargeError",
+    "ServerShutdownError",
+    "SlowReaderError",
+    "StreamError",
+    "StreamReader",
+    "StreamingHandler",
+    "Token",
+    "TokenCallback",
+    "ToolCall",
+    "ToolCallDelta",
+    "TopLogprob",
+    "UnknownModelError",
+    "UpstreamError",
+    "Usage",
+    "__version__",
+    "request_finished",
+]

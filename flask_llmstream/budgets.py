@@ -9,7 +9,7 @@ from .core.deadlines import Budgets
 from .exceptions import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from werkzeug.datastructures import Headers
 
     from .config import Settings
 
@@ -28,7 +28,7 @@ def _positive(text: str | None) -> float | None:
     return value if isfinite(value) and value > 0 else None
 
 
-def budgets_of(headers: Mapping[str, str], settings: Settings) -> Budgets:
+def budgets_of(headers: Headers, settings: Settings, *, streams: bool) -> Budgets:
     """
     The budgets of a request, from its arrival.
 
@@ -38,6 +38,9 @@ def budgets_of(headers: Mapping[str, str], settings: Settings) -> Budgets:
     Args:
         headers: ``X-Request-Timeout`` and the OpenAI, Anthropic and LiteLLM SDKs' own.
         settings: The app's, as its blueprint narrows them.
+
+        streams: Whether the answer is sent as it is produced. Where it is not, nothing
+            can be read before its end, so that a read timeout is one of the whole.
 
     Raises:
         InvalidRequestError: ``X-Request-Timeout`` is not a positive number of seconds.
@@ -61,7 +64,11 @@ def budgets_of(headers: Mapping[str, str], settings: Settings) -> Budgets:
     )
     read = _positive(headers.get("X-Stainless-Read-Timeout"))
     if read is not None:
-        budgets = budgets.shortened(Budgets(first_token_seconds=read, idle_seconds=read))
+        budgets = budgets.shortened(
+            Budgets(first_token_seconds=read, idle_seconds=read)
+            if streams
+            else Budgets(total_seconds=read)
+        )
     first = _positive(headers.get("X-Litellm-Stream-Timeout"))
     if first is not None:
         budgets = budgets.shortened(Budgets(first_token_seconds=first))

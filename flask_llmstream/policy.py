@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import AuthenticationError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+
+    from werkzeug.datastructures import Headers
 
     from .config import Settings
     from .core.messages import InferenceRequest
@@ -21,13 +23,13 @@ __all__ = ["authenticate", "check_features", "check_limits", "request_id_of"]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
-def request_id_of(headers: Mapping[str, str]) -> str:
+def request_id_of(headers: Headers) -> str:
     """The client's `X-Request-ID` where it is one, else a new one."""
     given = headers.get("X-Request-ID", "")
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
 
 
-def authenticate(headers: Mapping[str, str], settings: Settings) -> str | None:
+def authenticate(headers: Headers, settings: Settings) -> str | None:
     """
     The name of the API key that *headers* carry; None where none is asked for.
 

@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .core import runtime
 from .core.messages import InferenceResponse

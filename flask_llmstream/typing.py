@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .core.messages import InferenceRequest, InferenceResponse, Item
-    from .exceptions import LLMStreamError
+    from .engines.handle import InferenceHandle
+    from .exceptions import EngineClosedError, LLMStreamError
     from .framing import Framing
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "CallbackBackend",
     "Dialect",
     "Emit",
+    "Engine",
     "EventRenderer",
     "ParsedRequest",
     "TokenCallback",
@@ -83,6 +85,35 @@ class CallbackBackend(Protocol):
         The stream ends after ``request.n`` `Finish` items (so `Usage` comes before), or
         with ``emit(exception)``. *emit* never blocks and is serial for one request.
         """
+
+
+class Engine(Protocol):
+    """What an extension needs of an engine. Thread safety: every method, from any thread."""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether `submit` would take a request at all, a full queue aside."""
+
+    def submit(self, request: InferenceRequest) -> InferenceHandle:
+        """Queue *request*; with a `stream_callback` of its own it is a stream."""
+
+    def cancel(self, request_id: str) -> bool:
+        """End every live request with this id; False where there is none."""
+
+    def backend_for(self, model: str) -> Any:
+        """What generates for *model*."""
+
+    def queue_stats(self) -> dict[str, Any]:
+        """Counts of requests."""
+
+    def worker_stats(self) -> dict[str, Any]:
+        """Counts of workers, and of requests by how they ended."""
+
+    def refuse(self, error: EngineClosedError) -> None:
+        """Take no more requests, for *error*; what is pending goes on."""
+
+    def end_all(self, error: LLMStreamError) -> None:
+        """End everything pending, with *error*."""
 
 
 class ParsedRequest(Protocol):

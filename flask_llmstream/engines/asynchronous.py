@@ -498,6 +498,10 @@ class AsyncInferenceEngine:
     def _all_totals(self) -> dict[str, int]:
         return {f"total_{name}": self._totals[name] for name in _TOTALS}
 
+    def backend_for(self, model: str) -> Any:  # noqa: ARG002 - one backend for all
+        """What generates for *model*."""
+        return self.backend
+
     @property
     def is_available(self) -> bool:
         """Whether `submit` would take a request at all, a full queue aside."""
@@ -530,6 +534,13 @@ class AsyncInferenceEngine:
             if run.parker is not None:
                 run.parker.unpark()
 
+    def end_all(self, error: LLMStreamError) -> None:
+        """End everything pending, with *error*."""
+        with self._lock:
+            left = [run for runs in self._live.values() for run in runs]
+        for run in left:
+            run.end(error)
+
     def shutdown(self, *, timeout_seconds: float | None = 30.0) -> None:
         """
         Refuse new requests, finish what is pending, then end the rest.
@@ -539,10 +550,7 @@ class AsyncInferenceEngine:
         """
         self.refuse(EngineClosedError("The engine is shut down."))
         self.wait_for_completion(timeout_seconds)
-        with self._lock:
-            left = [run for runs in self._live.values() for run in runs]
-        for run in left:
-            run.end(EngineClosedError("The engine was shut down."))
+        self.end_all(EngineClosedError("The engine was shut down."))
         with self._lock:
             effects = self._pool.close()
         for effect in effects:

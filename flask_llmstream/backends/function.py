@@ -1,0 +1,55 @@
+"""A function as a backend."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from ..exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..core.messages import InferenceRequest
+    from ..typing import WorkerKind
+
+__all__ = ["FunctionBackend"]
+
+
+class FunctionBackend:
+    """
+    Generates by calling *function*, whose result is what `Backend.generate` may return.
+
+    Args:
+        function: Usually a generator function; not an asynchronous one.
+        worker: Where it runs; see `Backend`.
+        supports: What requests may ask of it; None leaves it unsaid. See `Backend`.
+
+    Raises:
+        ConfigurationError: *function* is asynchronous, or nothing that can be called.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[InferenceRequest], Any],
+        *,
+        worker: WorkerKind = "thread",
+        supports: Iterable[str] | None = None,
+    ) -> None:
+        name = getattr(function, "__qualname__", repr(function))
+        if not callable(function):
+            raise ConfigurationError(f"{name} is no backend: it cannot be called.")
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"{name} is asynchronous. A backend runs on a thread or a greenlet: make it a "
+                'plain generator function, and give it worker="greenlet" if it waits on sockets.'
+            )
+        # Itself, not through a method: no frame of ours between the worker and its tokens.
+        self.generate = function
+        self.worker = worker
+        if supports is not None:
+            self.supports = frozenset(supports)
+        self.__name__ = name
+
+    def __repr__(self) -> str:
+        return f"<FunctionBackend {self.__name__}>"

@@ -1,0 +1,138 @@
+"""Who asks, how long they wait, and where the answer goes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from blinker import Namespace
+from flask import Flask, has_request_context
+from flask import request as http_request
+from werkzeug.datastructures import Headers
+
+from .budgets import budgets_of
+from .core.channel import Channel
+from .core.deadlines import Deadline
+from .hangup import Connection, connection_of
+from .policy import request_id_of
+from .responses import Reception, outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .config import Settings
+    from .core.deadlines import Budgets
+    from .core.messages import InferenceRequest
+    from .engines.handle import InferenceHandle
+    from .responses import Outcome
+    from .typing import Engine
+
+__all__ = ["Call", "request_finished"]
+
+_logger = logging.getLogger("flask_llmstream.response")
+
+request_finished = Namespace().signal("llmstream-request-finished")
+"""
+Sent once for each submitted request, with the app as sender and ``outcome=Outcome``: on
+the response's side, in an app context, also when the client left.
+"""
+
+
+@dataclass(slots=True)
+class Call:
+    """
+    One use of the extension: by an HTTP request, or by code outside of one.
+
+    Args:
+        app: Whose engines and settings these are.
+        settings: The app's, as its blueprint narrows them.
+        headers: The HTTP request's; empty outside of one.
+        method: The HTTP method; empty outside of a request.
+        connection: The client's.
+        request_id: The client's `X-Request-ID`, or a new one.
+        key_name: Of the API key, where one was needed.
+        arrived_at: Monotonic: when the budgets began.
+    """
+
+    app: Flask
+    settings: Settings
+    headers: Headers = field(default_factory=Headers)
+    method: str = ""
+    connection: Connection = field(default_factory=Connection)
+    request_id: str = ""
+    key_name: str | None = None
+    arrived_at: float = field(default_factory=monotonic)
+
+    @classmethod
+    def here(cls, app: Flask, settings: Settings) -> Call:
+        """From the current request, where there is one."""
+        if not has_request_context():
+            return cls(app, settings, request_id=request_id_of(Headers()))
+        return cls(
+            app,
+            settings,
+            headers=http_request.headers,
+            method=http_request.method,
+            connection=connection_of(http_request.environ),
+            request_id=request_id_of(http_request.headers),
+        )
+
+    def budgets(self, *, streams: bool) -> Budgets:
+        """
+        How long the answer may take.
+
+        Raises:
+            InvalidRequestError: ``X-Request-Timeout`` is not a positive number.
+        """
+        return budgets_of(self.headers, self.settings, streams=streams)
+
+    def receive(
+        self, engine: Engine, request: InferenceRequest
+    ) -> tuple[InferenceHandle, Reception]:
+        """Submit *request* as a stream that this side reads."""
+        settings = self.settings
+        budgets = self.budgets(streams=True)
+        channel = Channel(
+            size=settings.channel_size,
+            max_bytes=settings.channel_bytes,
+            slow_reader_seconds=settings.slow_reader_seconds,
+        )
+        request.stream_callback = channel.send
+        handle = self.submit(engine, request, budgets)
+        return handle, Reception(channel, handle, budgets=budgets, arrived_at=self.arrived_at)
+
+    def submit(
+        self, engine: Engine, request: InferenceRequest, budgets: Budgets
+    ) -> InferenceHandle:
+        """Hand *request* to *engine*, with its deadline and this app's context."""
+        deadline = Deadline(self.arrived_at + budgets.total_seconds)
+        request.deadline = min(deadline, request.deadline or deadline)
+        request.run_context = self.app.app_context
+        return engine.submit(request)
+
+    def finisher(
+        self,
+        request: InferenceRequest,
+        handle: InferenceHandle,
+        on_finish: Callable[[Outcome], Any] | None = None,
+    ) -> Callable[[], None]:
+        """What to call once, when the answer is out or given up. It raises nothing."""
+        app = self.app
+
+        def finish() -> None:
+            if on_finish is None and not request_finished.receivers:
+                return
+            outcome = outcome_of(request, handle)
+            with app.app_context():
+                try:
+                    if on_finish is not None:
+                        on_finish(outcome)
+                    request_finished.send(app, outcome=outcome)
+                except Exception:
+                    _logger.exception(
+                        "A receiver of the outcome failed (request %s).", request.request_id
+                    )
+
+        return finish

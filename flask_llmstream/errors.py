@@ -1,0 +1,46 @@
+"""An error as an HTTP response."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+from flask import Response, has_request_context
+from flask import request as http_request
+
+from .policy import request_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .exceptions import LLMStreamError
+
+__all__ = ["respond_to"]
+
+
+def respond_to(
+    error_document: Callable[[LLMStreamError], bytes],
+) -> Callable[[LLMStreamError], Response]:
+    """An error handler for Flask whose bodies are *error_document*'s."""
+
+    def respond(error: LLMStreamError) -> Response:
+        # A stream error that came before the stream has no status of its own.
+        status = error.status or 500
+        headers = {"Cache-Control": "no-store"}
+        if has_request_context():
+            headers["X-Request-ID"] = request_id_of(http_request.headers)
+        if status in (429, 503):
+            headers["Retry-After"] = str(max(1, ceil(error.retry_after or 1)))
+        elif not error.retryable:
+            # The SDKs would try 408, 409 and every 5xx again.
+            headers["X-Should-Retry"] = "false"
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Response(
+            error_document(error),
+            status=status,
+            headers=headers,
+            content_type="application/json",
+        )
+
+    return respond

@@ -1,0 +1,496 @@
+"""The extension: backends on one side, Flask responses on the other."""
+
+from __future__ import annotations
+
+import sysconfig
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flask import Flask, Response, current_app
+
+from .backends.function import FunctionBackend
+from .call import Call
+from .config import Settings
+from .core import runtime
+from .dialects import NativeDialect, Parsed
+from .engines.asynchronous import AsyncInferenceEngine
+from .errors import respond_to
+from .exceptions import (
+    ConfigurationError,
+    EngineClosedError,
+    InvalidRequestError,
+    LLMStreamError,
+    RequestCancelledError,
+    UnknownModelError,
+)
+from .framing import negotiate
+from .gunicorn import ShutdownWatch
+from .policy import check_features, check_limits
+from .responses import StreamBody
+from .tokens import TokenIterator
+
+if TYPE_CHECKING:
+    from flask import Blueprint
+
+    from .core.messages import InferenceRequest, InferenceResponse
+    from .responses import Outcome
+    from .typing import Dialect, Engine, WorkerKind
+
+__all__ = ["LLMStream"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_GREENLETS = 1000
+"""How many requests a greenlet backend works on at a time: they wait, and cost little."""
+
+
+@dataclass(slots=True)
+class _Registration:
+    """What was registered under one model id."""
+
+    backends: list[Any]
+    options: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _AppState:
+    """What belongs to one app: an engine is shared by apps only where the user made it."""
+
+    settings: Settings
+    shutdown_watch: ShutdownWatch
+    engines: dict[str, Engine] = field(default_factory=dict)
+    lock: Any = field(default_factory=runtime.allocate_lock)
+
+
+class LLMStream:
+    """
+    Streams tokens from a Flask app.
+
+    Register backends with `backend`, `add_backend` or `add_engine`, before or after
+    `init_app`; then `stream`, `complete` or `tokens` in a view, or a dialect's blueprint.
+    Engines start with the first request, in the process that serves it.
+
+    Args:
+        app: Initialised at once, where it is given.
+
+    Raises:
+        ConfigurationError: The interpreter is a free-threaded build, which the hand-off
+            between threads is not proven on.
+
+    Thread safety: registration while the app is set up, from one thread; everything else
+    from any thread or greenlet.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):
+            raise ConfigurationError(
+                "flask_llmstream is not proven on free-threaded Python yet. "
+                "Use the regular build of the same version."
+            )
+        self._registrations: dict[str, _Registration] = {}
+        self._shared_engines: dict[str, Engine] = {}
+        self._states: weakref.WeakKeyDictionary[Flask, _AppState] = weakref.WeakKeyDictionary()
+        self._identity_loader: Callable[[], Any] | None = None
+        self._before_submit: list[Callable[[InferenceRequest], InferenceRequest]] = []
+        self._permission_checks: list[Callable[[Any, InferenceRequest], Any]] = []
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """
+        Set up *app*: check its ``LLMSTREAM_…`` settings, and answer errors as JSON.
+
+        Raises:
+            ConfigurationError: A setting is wrong, or *app* has an extension already.
+        """
+        if "llmstream" in app.extensions:
+            raise ConfigurationError(
+                "This app has an LLMStream already. Use one for all models, "
+                'or find it in app.extensions["llmstream"].'
+            )
+        settings = Settings.from_config(app.config)
+        app_reference = weakref.ref(app)
+
+        def engines() -> Iterable[Engine]:
+            living = app_reference()
+            return () if living is None else tuple(self._state(living).engines.values())
+
+        self._states[app] = _AppState(
+            settings, ShutdownWatch(engines, settings.shutdown_grace_seconds)
+        )
+        app.extensions["llmstream"] = self
+        app.register_error_handler(LLMStreamError, respond_to(NativeDialect().error_document))
+
+    # Registering.
+
+    def backend(
+        self,
+        model: str,
+        *,
+        worker: WorkerKind = "thread",
+        supports: Iterable[str] | None = None,
+        **options: Any,
+    ) -> Callable[[F], F]:
+        """
+        Serve *model* with the decorated function, usually a generator.
+
+        Args:
+            model: The id that requests name.
+            worker: ``"greenlet"`` for what waits on sockets.
+            supports: `FEATURES` that requests may ask for; None: see `Backend`.
+            options: As for `add_backend`.
+        """
+
+        def register(function: F) -> F:
+            self.add_backend(
+                model, FunctionBackend(function, worker=worker, supports=supports), **options
+            )
+            return function
+
+        return register
+
+    def add_backend(self, model: str, backend: Any, **options: Any) -> None:
+        """
+        Serve *model* with *backend*; several under one id are balanced.
+
+        Args:
+            model: The id that requests name.
+            backend: A `Backend` or `CallbackBackend`.
+            options: Of `AsyncInferenceEngine`. `worker_threads`, `queue_size`,
+                `backpressure`, `block_timeout_seconds` and `stuck_seconds` come from the
+                app's config where they are not given; a greenlet backend works on 1000
+                requests at a time.
+
+        Raises:
+            ConfigurationError: An option is wrong, *backend* is none, or *model* is taken
+                by an engine or in use already.
+        """
+        self._check_model_is_free(model)
+        AsyncInferenceEngine(backend, **options)  # Now, where the mistake is, not later.
+        known = self._registrations.get(model)
+        if known is None:
+            self._registrations[model] = _Registration([backend], options)
+            return
+        _balanced([*known.backends, backend])
+        known.backends.append(backend)
+        known.options.update(options)
+
+    def add_engine(self, engine: Engine, *, models: Iterable[str]) -> None:
+        """
+        Serve *models* with *engine*, which several apps may share.
+
+        Raises:
+            ConfigurationError: A model is taken.
+        """
+        for model in models:
+            self._check_model_is_free(model)
+            if model in self._registrations:
+                raise ConfigurationError(f"The model {model!r} has a backend already.")
+            self._shared_engines[model] = engine
+            for state in self._states.values():
+                state.engines[model] = engine
+
+    def _check_model_is_free(self, model: str) -> None:
+        if not isinstance(model, str) or not model:
+            raise ConfigurationError(f"A model id must be a non-empty string, not {model!r}.")
+        if model in self._shared_engines:
+            raise ConfigurationError(f"The model {model!r} has an engine already.")
+        if any(model in state.engines for state in self._states.values()):
+            raise ConfigurationError(
+                f"The model {model!r} is in use already. Register its backends before "
+                "the first request."
+            )
+
+    def identity_loader(self, function: F) -> F:
+        """Decorate what tells who asks, in the request: () → identity or None."""
+        self._identity_loader = function
+        return function
+
+    def before_submit(self, function: F) -> F:
+        """Decorate what completes a request: (InferenceRequest) → InferenceRequest."""
+        self._before_submit.append(function)
+        return function
+
+    def permission_check(self, function: F) -> F:
+        """Decorate what may raise PermissionDeniedError: (identity, InferenceRequest) → None."""
+        self._permission_checks.append(function)
+        return function
+
+    # Blueprints.
+
+    def openai_blueprint(
+        self, *, name: str = "openai", models: Iterable[str] | None = None, **settings: Any
+    ) -> Blueprint:
+        """
+        OpenAI's chat completions and models, under ``/v1`` unless registered elsewhere.
+
+        Args:
+            name: Of the blueprint; each one registered on an app needs its own.
+            models: Which models it offers; None is all.
+            settings: Put over the app's, by their names in lower case: `deadline_seconds`,
+                `api_keys`, `max_tokens_limit`, …
+
+        Raises:
+            ConfigurationError: There is no such setting, or its value is wrong.
+        """
+        from .blueprints.openai import openai_blueprint
+
+        return openai_blueprint(self, name=name, models=models, settings=settings)
+
+    def ops_blueprint(self, *, name: str = "llmstream_ops") -> Blueprint:
+        """``/healthz`` and ``/readyz``."""
+        from .blueprints.ops import ops_blueprint
+
+        return ops_blueprint(self, name=name)
+
+    # Answering.
+
+    def stream(
+        self, request: InferenceRequest, *, on_finish: Callable[[Outcome], Any] | None = None
+    ) -> Response:
+        """
+        The response of a view: *request*'s tokens as they are produced.
+
+        `Accept` picks SSE (the default), NDJSON, plain text or one JSON document. It
+        waits for the first token, so that what fails before it has a status of its own.
+
+        Args:
+            request: What to generate; completed in place.
+            on_finish: Called once with the `Outcome`, in an app context, when the
+                response is over, also where the client left. Not for a request that was
+                refused.
+
+        Raises:
+            LLMStreamError: The request was refused, or failed before its first token.
+                Left alone, it is answered as JSON with its status.
+        """
+        call = self.call()
+        return self.answer(call, NativeDialect(), Parsed(request), on_finish=on_finish)
+
+    def complete(self, request: InferenceRequest) -> InferenceResponse:
+        """
+        The whole answer; waits for it.
+
+        Raises:
+            LLMStreamError: The request was refused, or failed.
+        """
+        call = self.call()
+        return self._complete(call, *self.admit(call, request))
+
+    def tokens(self, request: InferenceRequest) -> TokenIterator:
+        """
+        The answer's text, token by token, for a view that makes a response of its own.
+
+        The request is submitted at once; closing or dropping the iterator cancels it.
+
+        Raises:
+            LLMStreamError: The request was refused.
+        """
+        call = self.call()
+        request, engine = self.admit(call, request)
+        handle, reception = call.receive(engine, request)
+        return TokenIterator(reception, call.connection, call.finisher(request, handle))
+
+    # What blueprints are made of.
+
+    def call(self, overrides: Mapping[str, Any] | None = None) -> Call:
+        """The current use of the current app; *overrides* are a blueprint's settings."""
+        app = _current_app()
+        settings = self._state(app).settings
+        return Call.here(app, replace(settings, **overrides) if overrides else settings)
+
+    def admit(
+        self, call: Call, request: InferenceRequest, *, models: Iterable[str] | None = None
+    ) -> tuple[InferenceRequest, Engine]:
+        """
+        Complete *request* and hold it to the app's policy, before anything is queued.
+
+        Args:
+            call: Who asks.
+            request: Completed in place, then by the `before_submit` functions.
+            models: Which the route offers; None is all.
+
+        Raises:
+            LLMStreamError: 404, 400 or 403, in this order.
+        """
+        if request.stream_callback is not None:
+            raise InvalidRequestError(
+                "stream_callback is the extension's own here. "
+                "Submit to an engine to have the items yourself.",
+                param="stream_callback",
+            )
+        engine = self._route(call, request, models)
+        request.request_id = request.request_id or call.request_id
+        identity = call.key_name if self._identity_loader is None else self._identity_loader()
+        request.identity = identity if request.identity is None else request.identity
+        for complete in self._before_submit:
+            model = request.model
+            request = complete(request)
+            if request.model != model:
+                engine = self._route(call, request, None)
+        for check in self._permission_checks:
+            check(identity, request)
+        self._state(call.app).shutdown_watch.start()
+        return request, engine
+
+    def _route(self, call: Call, request: InferenceRequest, models: Iterable[str] | None) -> Engine:
+        offered = list(self.models() if models is None else models)
+        if not request.model:
+            default = call.settings.default_model
+            request.model = default or next(iter(offered), "")
+        engine = self.engine_of(request.model) if request.model in offered else None
+        if engine is None:
+            raise UnknownModelError(
+                f"There is no model {request.model!r} here. There is "
+                f"{', '.join(map(repr, offered)) or 'none'}.",
+                param="model",
+            )
+        check_limits(request, call.settings)
+        check_features(request, engine.backend_for(request.model), request.model)
+        return engine
+
+    def answer(
+        self,
+        call: Call,
+        dialect: Dialect,
+        parsed: Parsed,
+        *,
+        models: Iterable[str] | None = None,
+        on_finish: Callable[[Outcome], Any] | None = None,
+    ) -> Response:
+        """The response to *parsed* in *dialect*, framed as `Accept` has it. See `stream`."""
+        framing = negotiate(
+            call.headers.get("Accept"),
+            stream=parsed.stream,
+            streams_by_default=dialect.streams_by_default,
+        )
+        headers = {"X-Request-ID": call.request_id, "Content-Type": framing.content_type}
+        if framing.streams:
+            # Neither caches nor nginx may hold tokens back.
+            headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        if call.method == "HEAD":
+            return Response(headers=headers)
+        request, engine = self.admit(call, parsed.request, models=models)
+        parsed = replace(parsed, request=request)
+        if not framing.streams:
+            response = self._complete(call, request, engine, on_finish)
+            return Response(dialect.document(parsed, response), headers=headers)
+        handle, reception = call.receive(engine, request)
+        body = StreamBody(
+            reception,
+            dialect.renderer(parsed, framing),
+            call.connection,
+            call.settings,
+            call.finisher(request, handle, on_finish),
+        )
+        try:
+            body.open()
+        except BaseException:
+            body.close()
+            raise
+        return Response(body, headers=headers, direct_passthrough=True)
+
+    def _complete(
+        self,
+        call: Call,
+        request: InferenceRequest,
+        engine: Engine,
+        on_finish: Callable[[Outcome], Any] | None = None,
+    ) -> InferenceResponse:
+        handle = call.submit(engine, request, call.budgets(streams=False))
+        # Nothing was sent, so there is nothing to probe a half-closed client with.
+        call.connection.watch(lambda _: handle.cancel(RequestCancelledError("The client left.")))
+        try:
+            return handle.get()
+        except BaseException:
+            handle.cancel()
+            raise
+        finally:
+            call.connection.unwatch()
+            call.finisher(request, handle, on_finish)()
+
+    # Looking.
+
+    def models(self) -> list[str]:
+        """The ids of all models, in the order of their registration."""
+        return [*self._registrations, *self._shared_engines]
+
+    def settings(self) -> Settings:
+        """The current app's."""
+        return self._state(_current_app()).settings
+
+    def check_ready(self, model: str) -> None:
+        """
+        Whether a request for *model* could be served now.
+
+        Raises:
+            UnknownModelError: There is no such model.
+            EngineClosedError: Its engine is shut down, or all its workers are stuck.
+            ConfigurationError: Its backend's own `check_ready` says so (a missing file).
+        """
+        engine = self.engine_of(model)
+        if engine is None:
+            raise UnknownModelError(f"There is no model {model!r} here.", param="model")
+        if not engine.is_available:
+            raise EngineClosedError(f"The engine of {model!r} takes no requests.")
+        check = getattr(engine.backend_for(model), "check_ready", None)
+        if check is not None:
+            check()
+
+    def default_model(self) -> str:
+        """Which model a request without one gets; empty where there is none at all."""
+        return self.settings().default_model or next(iter(self.models()), "")
+
+    def engine_of(self, model: str) -> Engine | None:
+        """The current app's engine for *model*, made at its first use; None without one."""
+        state = self._state(_current_app())
+        engine = state.engines.get(model)
+        if engine is not None:
+            return engine
+        engine = self._shared_engines.get(model)
+        if engine is None:
+            registration = self._registrations.get(model)
+            if registration is None:
+                return None
+            engine = _make_engine(registration, state.settings)
+        with state.lock:
+            return state.engines.setdefault(model, engine)
+
+    def _state(self, app: Flask) -> _AppState:
+        try:
+            return self._states[app]
+        except KeyError:
+            raise ConfigurationError(
+                "This LLMStream is not initialised for the current app. "
+                "Call llm.init_app(app) where the app is made."
+            ) from None
+
+
+def _current_app() -> Flask:
+    if not current_app:
+        raise ConfigurationError(
+            "There is no current app. Call this in a request, or under app.app_context()."
+        )
+    return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
+
+
+def _balanced(backends: list[Any]) -> Any:
+    from .engines.balancing import BalancedBackend
+
+    return BalancedBackend(backends)
+
+
+def _make_engine(registration: _Registration, settings: Settings) -> AsyncInferenceEngine:
+    backends = registration.backends
+    backend = backends[0] if len(backends) == 1 else _balanced(backends)
+    is_greenlet = getattr(backend, "worker", "thread") == "greenlet"
+    defaults = {
+        "worker_threads": _GREENLETS if is_greenlet else settings.worker_threads,
+        "queue_size": settings.queue_size,
+        "backpressure": settings.backpressure,
+        "block_timeout_seconds": settings.block_timeout_seconds,
+        "stuck_seconds": settings.stuck_seconds,
+    }
+    return AsyncInferenceEngine(backend, **{**defaults, **registration.options})

@@ -6,7 +6,9 @@ from collections import deque
 from math import inf
 
 import pytest
+from concurrency import on_a_hub
 
+from flask_llmstream.core import runtime
 from flask_llmstream.core.channel import Channel
 from flask_llmstream.core.messages import Reasoning, Token, ToolCallDelta
 from flask_llmstream.exceptions import SlowReaderError
@@ -155,6 +157,37 @@ def test_a_close_during_a_merge_loses_nothing_that_was_accepted():
         assert is_drained  # The consumer goes away now; what comes later is not seen.
         assert batch[0].startswith("a")
         assert "".join(batch + channel.receive_batch(-inf)) == ("ab" if accepted else "a")
+
+
+# Waiting.
+
+
+def test_a_greenlet_that_is_blocked_again_and_again_sets_one_timer(monkeypatch):
+    timers = []
+    call_at = runtime.clock.call_at
+    monkeypatch.setattr(
+        runtime.clock, "call_at", lambda *args: timers.append(args) or call_at(*args)
+    )
+
+    def exchange():
+        import gevent
+
+        channel = Channel(size=1)
+
+        def produce():
+            for number in range(100):
+                channel.send(str(number))
+            channel.close()
+
+        producer = gevent.spawn(produce)
+        received = []
+        while not channel.is_drained:
+            received += channel.receive_batch()
+        producer.get(timeout=10)
+        return received
+
+    assert on_a_hub(exchange) == [str(number) for number in range(100)]
+    assert len(timers) <= 1
 
 
 # The end.

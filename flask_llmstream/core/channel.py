@@ -32,6 +32,13 @@ def _utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def _parker_here(parker: Parker | None) -> Parker:
+    """*parker*, if the caller may wait on it. Reused, since each one may set a timer."""
+    if parker is None or not parker.is_usable_here():
+        return runtime.make_parker()
+    return parker
+
+
 class Channel:
     """
     Carries one stream's items from its worker to its response.
@@ -61,6 +68,7 @@ class Channel:
         "_max_bytes",
         "_merge_limit",
         "_outcomes",
+        "_producer",
         "_size",
         "_slow_reader_seconds",
         "_waiting",
@@ -86,6 +94,7 @@ class Channel:
         self._batches_seen = 0  # The producer's alone.
         self._full_since = inf  # The producer's alone.
         self._consumer: Parker | None = None
+        self._producer: Parker | None = None
         self._waiting: Parker | None = None  # Published by the consumer.
         self._blocked: Parker | None = None  # Published by the producer.
         self._woken = False
@@ -168,7 +177,7 @@ class Channel:
 
     def _wait_for_room(self, weight: int) -> None:
         until = monotonic() + self._slow_reader_seconds
-        parker = runtime.make_parker()
+        parker = self._producer = _parker_here(self._producer)
         self._blocked = parker
         try:
             while self._is_full(weight) and not self.closed:
@@ -228,9 +237,7 @@ class Channel:
         """
         items = self._items
         if not (items or self.closed or self._woken):
-            parker = self._consumer
-            if parker is None or not parker.is_usable_here():
-                parker = self._consumer = runtime.make_parker()
+            parker = self._consumer = _parker_here(self._consumer)
             self._waiting = parker
             try:
                 while not (items or self.closed or self._woken) and monotonic() < until:

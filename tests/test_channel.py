@@ -193,6 +193,14 @@ def test_a_greenlet_that_is_blocked_again_and_again_sets_one_timer(monkeypatch):
 # The end.
 
 
+def test_a_full_channel_that_is_closed_refuses_instead_of_blaming_the_reader():
+    channel = full_channel("x" * 10, size=1, max_bytes=10)
+    channel.close()
+
+    assert channel.send_nowait("x") is False
+    assert channel.send("x") is False
+
+
 def test_of_two_closes_at_once_the_one_that_was_seen_stays():
     rival = RuntimeError("rival")
 

@@ -122,6 +122,9 @@ class Channel:
         """
         Queue *item* without waiting: over `size`, adjacent plain text is merged.
 
+        Returns:
+            False when the channel is closed: stop generating.
+
         Raises:
             SlowReaderError: More than `max_bytes` wait, or it stayed full for
                 `slow_reader_seconds`.
@@ -130,13 +133,15 @@ class Channel:
         if not self._is_full(weight):
             self._full_since = inf
             return self._append(item, weight)
+        if self.closed:
+            return False
         if self._bytes + weight > self._max_bytes:
             raise self._slow_reader()
         now = monotonic()
         self._full_since = min(self._full_since, now)
         if now - self._full_since > self._slow_reader_seconds:
             raise self._slow_reader()
-        if type(item) is str and not self.closed and self._merge(item):
+        if type(item) is str and self._merge(item):
             self._bytes += weight
             return True
         return self._append(item, weight)

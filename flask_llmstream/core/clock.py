@@ -91,10 +91,15 @@ class Clock:
 
     def _start(self) -> None:
         try:
-            self._start_tickets.pop()  # Atomic: one caller gets it.
+            ticket = self._start_tickets.pop()  # Atomic: one caller gets it.
         except IndexError:
             return
-        self._start_thread(self._run)
+        try:
+            self._start_thread(self._run)
+        except BaseException:
+            # Out of threads for now: the next caller tries again.
+            self._start_tickets.append(ticket)
+            raise
 
     def _run(self) -> None:
         parker = self._parker

@@ -1,0 +1,73 @@
+"""The clock: timers and deferred calls on one thread."""
+
+from __future__ import annotations
+
+import threading
+from math import inf
+
+import pytest
+
+from flask_llmstream.core import clock as clock_module
+from flask_llmstream.core.clock import Clock
+
+
+class Parked(Exception):
+    """The clock's thread went to sleep."""
+
+
+class Asleep:
+    """A parker that hands control back to the test."""
+
+    def __init__(self):
+        self.unparked = 0
+
+    def park(self, until=inf):
+        raise Parked(until)
+
+    def unpark(self):
+        self.unparked += 1
+
+
+class SteppedClock(Clock):
+    """A clock on the test's own thread, which `run` lets go until it sleeps."""
+
+    def __init__(self):
+        self.parker = Asleep()
+        self.reports = []
+        self.threads = []
+        super().__init__(
+            lambda: self.parker, self.threads.append, threading.get_ident, self.reports.append
+        )
+
+    def run(self):
+        """Until when it sleeps then."""
+        with pytest.raises(Parked) as parked:
+            self.threads[0]()
+        return parked.value.args[0]
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The time, in a list of one."""
+    now = [1000.0]
+    monkeypatch.setattr(clock_module, "monotonic", lambda: now[0])
+    return now
+
+
+def test_it_starts_after_a_thread_could_not_be_made(now):
+    clock = SteppedClock()
+    refusals = [RuntimeError("can't start new thread")]
+
+    def start_thread(function):
+        if refusals:
+            raise refusals.pop()
+        clock.threads.append(function)
+
+    clock._start_thread = start_thread
+    called = []
+    with pytest.raises(RuntimeError, match="new thread"):
+        clock.call_at(999.0, lambda: called.append("first"))
+    clock.call_at(999.0, lambda: called.append("second"))
+    clock.run()
+
+    assert called == ["first", "second"]

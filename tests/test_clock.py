@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from math import inf
 
 import pytest
@@ -11,7 +12,7 @@ from flask_llmstream.core import clock as clock_module
 from flask_llmstream.core.clock import Clock
 
 
-class Parked(Exception):
+class Parked(Exception):  # noqa: N818 - no error
     """The clock's thread went to sleep."""
 
 
@@ -71,3 +72,25 @@ def test_it_starts_after_a_thread_could_not_be_made(now):
     clock.run()
 
     assert called == ["first", "second"]
+
+
+def test_what_a_timer_called_is_let_go_at_once(now):
+    clock = SteppedClock()
+
+    class Request:
+        def on_deadline(self):
+            pass
+
+    request = Request()
+    timer = clock.call_at(999.0, request.on_deadline)
+    gone = weakref.ref(request)
+    del request
+
+    class Watching(Asleep):
+        def park(self, until=inf):
+            assert gone() is None  # Also while the thread sleeps, with its frame alive.
+            super().park(until)
+
+    clock._parker = Watching()
+    clock.run()
+    assert timer.function is None

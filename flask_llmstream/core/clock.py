@@ -19,7 +19,7 @@ _INBOX_LIMIT = 1024
 
 
 class Timer:
-    """A call to come. `cancel` drops what it refers to at once."""
+    """A call to come. Cancelled or called, it refers to nothing any more."""
 
     __slots__ = ("_number", "function", "when")
 
@@ -108,18 +108,23 @@ class Clock:
             self._take_inbox()
             heap = self._heap
             while heap and heap[0].when <= monotonic():
-                function = heapq.heappop(heap).function
-                if function is not None:
-                    try:
-                        function()
-                    except Exception as error:
-                        # Our own bug; the deadlines of everybody else must go on.
-                        self._report(error)
+                self._fire(heapq.heappop(heap))
             # Published before the re-check: a caller either sees it or is seen.
             self._sleeps_until = heap[0].when if heap else inf
             if not self._inbox:
                 parker.park(self._sleeps_until)
             self._sleeps_until = -inf
+
+    def _fire(self, timer: Timer) -> None:
+        # A method of its own, so that no frame keeps what it called while we sleep.
+        function, timer.function = timer.function, None
+        if function is None:
+            return
+        try:
+            function()
+        except Exception as error:
+            # Our own bug; the deadlines of everybody else must go on.
+            self._report(error)
 
     def _take_inbox(self) -> None:
         inbox, heap = self._inbox, self._heap

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from math import inf
 
 import pytest
@@ -72,6 +73,24 @@ def test_it_starts_after_a_thread_could_not_be_made(now):
     clock.run()
 
     assert called == ["first", "second"]
+
+
+def test_callers_that_never_stop_do_not_hold_up_what_is_due(now):
+    clock = SteppedClock()
+    called = []
+
+    class Refilled(deque):
+        def popleft(self):
+            timer = super().popleft()
+            if not called:
+                clock.call_at(2000.0, lambda: None)
+            return timer
+
+    clock._inbox = Refilled()
+    clock.call_at(999.0, lambda: called.append("due"))
+    clock.run()
+
+    assert called == ["due"]
 
 
 def test_what_a_timer_called_is_let_go_at_once(now):

@@ -128,7 +128,8 @@ class Clock:
 
     def _take_inbox(self) -> None:
         inbox, heap = self._inbox, self._heap
-        while inbox:
+        # As many as there are now: callers that go on must not hold up what is due.
+        for _ in range(len(inbox)):
             timer = inbox.popleft()
             if timer.function is not None:
                 heapq.heappush(heap, timer)

@@ -35,7 +35,7 @@ class WorkerPool:
     Hands runs to workers.
 
     A worker that is stuck in its backend cannot be stopped: it is replaced, at most
-    *limit* times, and goes away when it returns.
+    *limit* times. When it returns it replaces one that is still stuck, or goes away.
 
     Args:
         lock: The engine's; it guards everything here.
@@ -65,6 +65,7 @@ class WorkerPool:
         self._idle: list[Worker] = []
         self._count = 0  # Workers that are there or on their way, but for replaced ones.
         self._replaced = 0
+        self._unreplaced: list[Worker] = []  # Stuck, but as many as may be are replaced.
         self._is_closed = False
 
     # Under the engine's lock.
@@ -90,12 +91,26 @@ class WorkerPool:
         worker.is_stuck = True
         self.stuck += 1
         if self._replaced >= self.limit:
+            self._unreplaced.append(worker)
             return None
+        self._replace(worker)
+        return self.wake_one()
+
+    def _replace(self, worker: Worker) -> None:
         worker.is_replaced = True
         self._replaced += 1
         self._count -= 1
         self.busy -= 1
-        return self.wake_one()
+
+    def _takes_over(self, worker: Worker) -> bool:
+        """Whether *worker*, replaced and back, takes the place of one that is still stuck."""
+        self._replaced -= 1
+        if not self._unreplaced:
+            return False
+        self._replace(self._unreplaced.pop(0))
+        worker.is_replaced = False
+        self._count += 1
+        return True
 
     def close(self) -> list[Callable[[], None]]:
         """Let the workers go once they have nothing to take. What to call after the lock."""
@@ -132,7 +147,9 @@ class WorkerPool:
         with self._lock:
             if worker.runs:
                 self._put_back(worker)
-            runs = () if worker.is_replaced else self._take()
+            if worker.is_replaced and not self._takes_over(worker):
+                return False
+            runs = self._take()
             if runs:
                 worker.runs = runs
                 for run in runs:
@@ -140,9 +157,6 @@ class WorkerPool:
                 self.busy += 1
                 self.in_backend += 1
                 return True
-            if worker.is_replaced:
-                self._replaced -= 1
-                return False
             if self._is_closed or not stays:
                 self._count -= 1
                 return False
@@ -163,3 +177,5 @@ class WorkerPool:
         if worker.is_stuck:
             worker.is_stuck = False
             self.stuck -= 1
+            if not worker.is_replaced:
+                self._unreplaced.remove(worker)

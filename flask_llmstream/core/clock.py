@@ -30,6 +30,11 @@ class Timer:
         self.function: Callable[[], Any] | None = function
         self._number = next(self._numbers)
 
+    @property
+    def is_pending(self) -> bool:
+        """Neither cancelled nor called. Turns False before the call."""
+        return self.function is not None
+
     def cancel(self) -> None:
         self.function = None
 

@@ -27,7 +27,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .clock import Clock
+from .clock import Clock, Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,13 +129,13 @@ class ThreadParker:
 class _GreenletParker:
     """Parks the greenlet and lets its hub run. Wakes come through the hub's mailbox."""
 
-    __slots__ = ("_greenlet", "_has_permit", "_mailbox", "_wake_at")
+    __slots__ = ("_greenlet", "_has_permit", "_mailbox", "_timer")
 
     def __init__(self, mailbox: _Mailbox) -> None:
         self._mailbox = mailbox
         self._greenlet: Any = None
         self._has_permit = False
-        self._wake_at = inf
+        self._timer: Timer | None = None
 
     def park(self, until: float = inf) -> None:
         mailbox = self._mailbox
@@ -143,11 +143,7 @@ class _GreenletParker:
         self._greenlet = greenlet
         try:
             if not self._has_permit and until > monotonic():
-                # Lazily: an earlier timer that is still pending wakes us early, and the
-                # next park renews it. So a stream of tokens sets no timer at all.
-                if until < self._wake_at:
-                    self._wake_at = until
-                    clock.call_at(until, self._on_timer)
+                self._set_timer(until)
                 mailbox.switch_to_hub()
         finally:
             self._greenlet = None
@@ -163,9 +159,17 @@ class _GreenletParker:
     def is_usable_here(self) -> bool:
         return _current_hub() is self._mailbox.hub
 
-    def _on_timer(self) -> None:
-        self._wake_at = inf
-        self.unpark()
+    def _set_timer(self, until: float) -> None:
+        # Lazily: an earlier timer that is still pending wakes us early, and the next park
+        # renews it. So a stream of tokens sets no timer at all. After `_greenlet` is
+        # published: a timer that fires meanwhile is seen, or sees it.
+        timer = self._timer
+        if timer is not None and timer.is_pending:
+            if timer.when <= until:
+                return
+            timer.cancel()
+        if until < inf:
+            self._timer = clock.call_at(until, self.unpark)
 
     def resume(self) -> None:
         """On the hub: switch to the waiter, if it still waits for this wake-up."""

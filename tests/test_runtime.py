@@ -1,0 +1,35 @@
+"""Parking, waking, starting: in threads, on hubs, and in patched subprocesses."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from concurrency import on_a_hub
+
+from flask_llmstream.core import runtime
+
+# Greenlets' parkers.
+
+
+def test_a_greenlet_that_waits_now_shorter_now_longer_keeps_one_timer(monkeypatch):
+    timers = []
+    call_at = runtime.clock.call_at
+
+    def counted(when, function):
+        timers.append(call_at(when, function))
+        return timers[-1]
+
+    monkeypatch.setattr(runtime.clock, "call_at", counted)
+
+    def wait_in_turns():
+        import gevent
+
+        parker = runtime.make_parker()
+        for _ in range(20):
+            gevent.spawn(parker.unpark)
+            parker.park(monotonic() + 60)
+            assert sum(timer.function is not None for timer in timers) <= 1
+            parker.park(monotonic() + 0.001)
+
+    on_a_hub(wait_in_turns)
+    assert len(timers) >= 20

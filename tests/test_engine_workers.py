@@ -6,6 +6,7 @@ import pytest
 from concurrency import wait_until
 from engine_fakes import GatedBackend, ask
 
+from flask_llmstream.core import runtime
 from flask_llmstream.exceptions import EngineClosedError
 
 pytest_plugins = ["engine_fixture"]
@@ -35,3 +36,18 @@ class TestStuckWorkers:
 
         assert engine.submit(ask("third")).get(5).text == "third!"
         assert engine.worker_stats()["stuck"] == 1
+
+
+class TestStarting:
+    def test_a_worker_that_could_not_be_made_is_tried_again(self, engines, monkeypatch):
+        engine = engines(lambda request: request.prompt, worker_threads=1)
+
+        def no_thread(function):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, "start_thread", no_thread)
+            with pytest.raises(RuntimeError, match="new thread"):
+                engine.submit(ask("lost"))
+
+        assert engine.submit(ask("found")).get(5).text == "found"

@@ -20,12 +20,11 @@ __all__ = ["Worker", "WorkerPool"]
 class Worker:
     """One thread or greenlet. `runs` is what it works on now."""
 
-    __slots__ = ("is_idle", "is_replaced", "is_stuck", "parker", "runs")
+    __slots__ = ("is_replaced", "is_stuck", "parker", "runs")
 
     def __init__(self) -> None:
         self.parker = ThreadParker()
         self.runs: tuple[Run, ...] = ()
-        self.is_idle = False
         self.is_stuck = False
         self.is_replaced = False
 
@@ -78,9 +77,8 @@ class WorkerPool:
     def wake_one(self) -> Callable[[], None] | None:
         """There is a run to take: what to call, after the lock, so that someone does."""
         if self._idle:
-            worker = self._idle.pop()
-            worker.is_idle = False
-            return worker.parker.unpark
+            # Each idle worker is taken off once and woken once: no wake-up is left over.
+            return self._idle.pop().parker.unpark
         if self._count >= self.limit:
             return None
         self._count += 1
@@ -116,17 +114,21 @@ class WorkerPool:
         """Let the workers go once they have nothing to take. What to call after the lock."""
         self._is_closed = True
         idle, self._idle = self._idle, []
-        for worker in idle:
-            worker.is_idle = False
         return [worker.parker.unpark for worker in idle]
 
     # The workers' side.
 
     def _start(self) -> None:
-        if self._kind == "greenlet" and runtime.has_greenlets():
-            runtime.spawn_greenlet(self._run_greenlet)
-        else:
-            runtime.start_thread(self._run_thread)
+        try:
+            if self._kind == "greenlet" and runtime.has_greenlets():
+                runtime.spawn_greenlet(self._run_greenlet)
+            else:
+                runtime.start_thread(self._run_thread)
+        except BaseException:
+            # The process may have no more threads: the next request tries again.
+            with self._lock:
+                self._count -= 1
+            raise
 
     def _run_thread(self) -> None:
         worker = Worker()
@@ -160,9 +162,7 @@ class WorkerPool:
             if self._is_closed or not stays:
                 self._count -= 1
                 return False
-            if not worker.is_idle:
-                worker.is_idle = True
-                self._idle.append(worker)
+            self._idle.append(worker)
             return True
 
     def _put_back(self, worker: Worker) -> None:

@@ -29,9 +29,9 @@ def respond_to(
         headers = {"Cache-Control": "no-store"}
         if has_request_context():
             headers["X-Request-ID"] = request_id_of(http_request.headers)
-        if status in (429, 503):
+        if error.retry_after is not None or (error.retryable and status in (429, 503)):
             headers["Retry-After"] = str(max(1, ceil(error.retry_after or 1)))
-        elif not error.retryable:
+        if not error.retryable:
             # The SDKs would try 408, 409 and every 5xx again.
             headers["X-Should-Retry"] = "false"
         if status == 401:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from math import ceil
 from typing import TYPE_CHECKING
 
 from flask import Response, has_request_context
 from flask import request as http_request
 
+from .exceptions import ConfigurationError
 from .policy import request_id_of
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["respond_to"]
 
+_logger = logging.getLogger("flask_llmstream.response")
+
 
 def respond_to(
     error_document: Callable[[LLMStreamError], bytes],
@@ -24,6 +28,8 @@ def respond_to(
     """An error handler for Flask whose bodies are *error_document*'s."""
 
     def respond(error: LLMStreamError) -> Response:
+        if isinstance(error, ConfigurationError):
+            _logger.error("A request failed on how the server is set up.", exc_info=error)
         # A stream error that came before the stream has no status of its own.
         status = error.status or 500
         headers = {"Cache-Control": "no-store"}

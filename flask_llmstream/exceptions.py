@@ -98,13 +98,21 @@ class LLMStreamError(Exception):
 
     @property
     def message(self) -> str:
+        """What the client is told."""
         return str(self.args[0])
 
 
 class ConfigurationError(LLMStreamError):
-    """The app is set up wrongly. The message names the setting and what is allowed."""
+    """
+    The app is set up wrongly. ``str()`` names the setting and what is allowed, or the file
+    that is missing; `message`, which clients see, names nothing of the server's.
+    """
 
     code = "configuration_error"
+
+    @property
+    def message(self) -> str:
+        return "The server is not set up for this request. Its log says what is wrong."
 
 
 class RequestError(LLMStreamError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from time import monotonic
 
-from concurrency import on_a_hub
+import pytest
+from concurrency import on_a_hub, run_script
 
 from flask_llmstream.core import runtime
 
@@ -33,3 +34,29 @@ def test_a_greenlet_that_waits_now_shorter_now_longer_keeps_one_timer(monkeypatc
 
     on_a_hub(wait_in_turns)
     assert len(timers) >= 20
+
+
+# Hubs that come and go.
+
+
+def test_a_hub_can_be_destroyed_by_a_greenlet_that_was_just_resumed():
+    def leave_a_sleeper_behind():
+        import gevent
+
+        gevent.spawn(gevent.sleep, 3600)
+        runtime.sleep(0.001)
+
+    # `on_a_hub` destroys the hub next, which throws into what resumed us.
+    on_a_hub(leave_a_sleeper_behind)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "accidental_hubs_serve_nobody",
+        "threads_take_their_hubs_along",
+        "a_dead_hub_is_no_home",
+    ],
+)
+def test_in_a_patched_process(scenario):
+    run_script("patched_runtime.py", scenario)

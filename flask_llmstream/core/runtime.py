@@ -157,7 +157,8 @@ class _GreenletParker:
             self._mailbox.post(self)
 
     def is_usable_here(self) -> bool:
-        return _current_hub() is self._mailbox.hub
+        hub = _current_hub()
+        return hub is not None and hub is self._mailbox.hub
 
     def _set_timer(self, until: float) -> None:
         # Lazily: an earlier timer that is still pending wakes us early, and the next park
@@ -196,6 +197,12 @@ class _Mailbox:
     def hub(self) -> Any:
         return self._hub()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its hub still runs what is posted."""
+        hub = self._hub()
+        return hub is not None and hub.loop is not None
+
     def current_greenlet(self) -> Any:
         greenlet = self._getcurrent()
         if greenlet is self._hub():
@@ -220,7 +227,10 @@ class _Mailbox:
         self._ready.append(item)
         if not self._is_posted:
             self._is_posted = True
-            self._watcher.send()
+            try:
+                self._watcher.send()
+            except ValueError:
+                pass  # The hub was destroyed, and whoever waited on it with it.
 
     def _drain(self) -> None:
         # Reset first: whoever posts from here on sends again.
@@ -244,6 +254,8 @@ class _Mailbox:
 _mailboxes: weakref.WeakKeyDictionary[Any, _Mailbox] = weakref.WeakKeyDictionary()
 _home: _Mailbox | None = None
 """The hub that serves requests: greenlet workers and deferred log records go there."""
+_own_threads: set[int] = set()
+"""Native threads of `start_thread`. A hub that user code grows there serves nobody."""
 
 
 def _mailbox_of(hub: Any) -> _Mailbox:
@@ -251,9 +263,21 @@ def _mailbox_of(hub: Any) -> _Mailbox:
     mailbox = _mailboxes.get(hub)
     if mailbox is None:
         mailbox = _mailboxes[hub] = _Mailbox(hub)
-        if _home is None or _home.hub is None:
-            _home = mailbox
+    if (
+        _home is not mailbox
+        and (hub.main_hub or _home is None or not _home.is_open)
+        and hub.thread_ident not in _own_threads
+    ):
+        _home = mailbox
     return mailbox
+
+
+def _find_home() -> _Mailbox | None:
+    """The mailbox of the serving hub; None where no hub has been seen, or it is gone."""
+    hub = _current_hub()
+    if hub is not None:
+        _mailbox_of(hub)
+    return _home if _home is not None and _home.is_open else None
 
 
 def make_parker() -> Parker:
@@ -283,34 +307,35 @@ def start_thread(function: Callable[[], Any]) -> None:
     """Run *function* on a new native thread; it does not keep the process alive."""
 
     def main() -> None:
+        thread_id = get_thread_id()
+        _own_threads.add(thread_id)
         try:
             function()
         finally:
             # User code that called a patched function here grew a hub: two fds each.
             hub = _current_hub()
             if hub is not None:
+                _mailboxes.pop(hub, None)
                 hub.destroy(destroy_loop=True)
+            _own_threads.discard(thread_id)
 
     original("_thread", "start_new_thread")(main, ())
 
 
 def has_greenlets() -> bool:
     """Whether a worker of kind ``greenlet`` is one here: patched, with a hub to run on."""
-    return is_patched() and (_current_hub() is not None or _home is not None)
+    return is_patched() and _find_home() is not None
 
 
 def spawn_greenlet(function: Callable[[], Any]) -> None:
     """Run *function* in a greenlet on the serving hub. Any thread; see `has_greenlets`."""
-    hub = _current_hub()
-    if hub is not None:
-        _mailbox_of(hub)
-    mailbox = _home
-    if mailbox is None:
+    home = _find_home()
+    if home is None:
         raise RuntimeError("There is no gevent hub in this process.")
-    if hub is mailbox.hub:
+    if home.hub is _current_hub():
         sys.modules["gevent"].spawn(function)
     else:
-        mailbox.post(function)
+        home.post(function)
 
 
 def log(
@@ -330,11 +355,11 @@ def log(
     def emit() -> None:
         logger.log(level, message, *args, exc_info=error)
 
-    home = _home
-    if home is not None and is_patched() and _current_hub() is not home.hub:
-        home.post(emit)
-    else:
+    home = _find_home() if is_patched() else None
+    if home is None or home.hub is _current_hub():
         emit()
+    else:
+        home.post(emit)
 
 
 _native_handlers = 0
@@ -411,6 +436,7 @@ def after_fork(owner: Any) -> None:
 def _after_fork_in_child() -> None:
     global _home, _detached, _native_handlers
     _mailboxes.clear()
+    _own_threads.clear()
     _home = None
     _native_handlers = 0
     clock.reset()

@@ -114,6 +114,7 @@ class AnswerReader:
         self._calls: dict[int, ToolCallReader] = (
             {} if toolbox is None else {index: toolbox.reader(index) for index in range(request.n)}
         )
+        self._must_call = toolbox is not None and toolbox.must_call
         self._finished: set[int] = set()
         self._prompt_tokens = 0
         self._cached_tokens = 0
@@ -164,7 +165,8 @@ class AnswerReader:
         reason = choice["finish_reason"]
         if reason is not None:
             if calls is not None:
-                yield from calls.finish()
+                if not self._must_call:  # Else it is a call that was cut, no text.
+                    yield from calls.finish()
                 if calls.has_call and reason == "stop":
                     reason = "tool_calls"
             self._finished.add(index)

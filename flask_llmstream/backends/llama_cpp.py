@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LlamaCppBackend"]
 
-# Tokens of the prompt between two chances to cancel: a third of a second on a slow core.
+# Tokens of the prompt between two chances to cancel: half a second on one slow core.
 _BATCH_TOKENS = 64
 _CLOSE_SECONDS = 5.0
 

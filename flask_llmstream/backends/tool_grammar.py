@@ -218,7 +218,8 @@ class ToolCallReader:
         if end is not None:
             self.is_complete = True
             text = text[:end]
-        return [ToolCallDelta(0, arguments=text, choice=self._choice)] if text else []
+        # A plain string, also of a Token.
+        return [ToolCallDelta(0, arguments=str(text), choice=self._choice)] if text else []
 
     def _end_of_arguments(self, text: str) -> int | None:
         """Where in *text* the object closes that the arguments are; None if further on."""

@@ -50,7 +50,7 @@ class LlamaCppBackend:
 
     Tool calls work with any model: a required or named call is decoded under a JSON
     schema, whatever the model would rather say; with ``auto`` it is up to the model, and
-    SmolLM2 answers in prose. Stop strings are the engine's business.
+    SmolLM2 mostly answers in prose. Stop strings are the engine's business.
 
     Args:
         model: A name of `flask_llmstream.models.MODELS`, or the path of a GGUF file.

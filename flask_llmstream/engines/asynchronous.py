@@ -322,14 +322,13 @@ class AsyncInferenceEngine:
         """Under the lock."""
         if self._takes_callbacks and self._running >= self._capacity:
             return ()
+        self._admit_blocked()  # To the place that this worker has just left.
         while (run := self._waiting.pop()) is not None and run.is_over:
             pass  # Whoever claimed it is about to book it.
         if run is None:
             return ()
         self._start(run)
-        runs = (run, *self._take_more((run,)))
-        self._admit_blocked()
-        return runs
+        return (run, *self._take_more((run,)))
 
     def _start(self, run: Run) -> None:
         run.state = advance(run.state, State.RUNNING)

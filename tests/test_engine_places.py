@@ -1,0 +1,95 @@
+"""Places in a queue: every one that becomes free is handed on, and none twice."""
+
+from __future__ import annotations
+
+from threading import Thread
+from time import monotonic
+
+import pytest
+
+from flask_llmstream.core import runtime
+from flask_llmstream.core.messages import InferenceRequest
+from flask_llmstream.engines.asynchronous import AsyncInferenceEngine
+from flask_llmstream.testing import Gate
+
+
+def wait_until(condition, timeout_seconds=10):
+    """For states that nothing announces."""
+    until = monotonic() + timeout_seconds
+    while not condition():
+        assert monotonic() < until, "It did not come to that."
+        runtime.sleep(0.001)
+
+
+class StepBackend:
+    """Works on a request until the test lets go of it by its prompt."""
+
+    def __init__(self, prompts, **attributes):
+        self.gates = {prompt: Gate() for prompt in prompts}
+        self.__dict__.update(attributes)
+
+    def generate(self, request):
+        self.gates[request.prompt].pass_through(10)
+        yield request.prompt
+
+
+@pytest.fixture
+def make_engine():
+    engines = []
+
+    def make(backend, **options):
+        engines.append(AsyncInferenceEngine(backend, **options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        for gate in getattr(engine.backend, "gates", {}).values():
+            gate.open()
+        engine.shutdown(timeout_seconds=10)
+
+
+def submit_from_thread(engine, prompt, handles):
+    def submit():
+        handles[prompt] = engine.submit(InferenceRequest(prompt=prompt))
+
+    thread = Thread(target=submit, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_blocked_submitter_gets_the_place_of_a_finished_run_where_none_may_wait(make_engine):
+    backend = StepBackend("ab")
+    engine = make_engine(backend, worker_threads=1, queue_size=0)
+    engine.submit(InferenceRequest(prompt="a"))
+    handles = {}
+    thread = submit_from_thread(engine, "b", handles)
+    wait_until(lambda: engine.queue_stats()["blocked"] == 1)
+    backend.gates["a"].open()
+    thread.join(10)
+    backend.gates["b"].open()
+    assert handles["b"].get(10).text == "b"
+
+
+def test_one_finished_run_admits_one_blocked_submitter(make_engine):
+    backend = StepBackend("abcd")
+    engine = make_engine(backend, worker_threads=1, queue_size=1)
+    engine.submit(InferenceRequest(prompt="a"))
+    backend.gates["a"].reached.wait()
+    engine.submit(InferenceRequest(prompt="b"))
+    handles = {}
+    threads = []
+    for blocked, prompt in enumerate("cd", 1):
+        threads.append(submit_from_thread(engine, prompt, handles))
+        wait_until(lambda count=blocked: engine.queue_stats()["blocked"] == count)
+    backend.gates["a"].open()
+    backend.gates["b"].reached.wait()
+    stats = engine.queue_stats()
+    assert (stats["waiting"], stats["running"], stats["blocked"]) == (1, 1, 1)
+    for gate in backend.gates.values():
+        gate.open()
+    for thread in threads:
+        thread.join(10)
+    assert {prompt: handle.get(10).text for prompt, handle in handles.items()} == {
+        "c": "c",
+        "d": "d",
+    }

@@ -10,7 +10,8 @@ import pytest
 from flask_llmstream.core import runtime
 from flask_llmstream.core.messages import InferenceRequest
 from flask_llmstream.engines.asynchronous import AsyncInferenceEngine
-from flask_llmstream.testing import Gate
+from flask_llmstream.exceptions import ServerShutdownError
+from flask_llmstream.testing import Gate, ScriptedBackend, Signal
 
 
 def wait_until(condition, timeout_seconds=10):
@@ -93,3 +94,28 @@ def test_one_finished_run_admits_one_blocked_submitter(make_engine):
         "c": "c",
         "d": "d",
     }
+
+
+def test_a_refusal_keeps_its_retry_after(make_engine):
+    engine = make_engine(ScriptedBackend("x"))
+    engine.refuse(ServerShutdownError("The server is shutting down.", retry_after=7))
+    with pytest.raises(ServerShutdownError) as caught:
+        engine.submit(InferenceRequest(prompt="a"))
+    assert caught.value.retry_after == 7
+
+
+def test_completion_is_told_once_every_handle_is_resolved(make_engine):
+    gate, resolving, go_on = Gate(), Signal(), Signal()
+    engine = make_engine(ScriptedBackend(gate, "x"))
+    handle = engine.submit(InferenceRequest(prompt="a"))
+
+    def hold_up():
+        resolving.set()
+        go_on.wait()
+
+    handle.add_done_callback(hold_up)
+    gate.open()
+    resolving.wait()
+    assert not engine.wait_for_completion(0)
+    go_on.set()
+    assert engine.wait_for_completion(10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections import Counter
+from copy import copy
 from functools import partial
 from math import inf
 from time import monotonic
@@ -126,6 +127,7 @@ class AsyncInferenceEngine:
         self._totals: Counter[str] = Counter()
         self._refusal: EngineClosedError | None = None
         self._drained: list[Callable[[], None]] = []
+        self._resolving = 0  # Runs that are booked, their handles about to resolve.
         self._pool = WorkerPool(
             self._lock,
             limit=1 if self._takes_callbacks else self._worker_threads,
@@ -226,7 +228,7 @@ class AsyncInferenceEngine:
             if monotonic() >= run.deadline_at:
                 error = DeadlineExceededError("The request's deadline had passed on arrival.")
             elif self._refusal is not None:
-                error = type(self._refusal)(*self._refusal.args)
+                error = copy(self._refusal)
             elif self._pool.is_exhausted:
                 error = EngineClosedError(
                     "Every worker of this model is stuck in its backend.",
@@ -313,7 +315,7 @@ class AsyncInferenceEngine:
                 self._refuse(run)
                 return self._queue_full()
             if run.state is State.REJECTED:
-                return type(self._refusal)(*self._refusal.args) if self._refusal else None
+                return copy(self._refusal)
         return None
 
     # Working, on the pool's workers.
@@ -391,22 +393,40 @@ class AsyncInferenceEngine:
         # A finalizer may end a run while this very thread is inside the lock: it waits a
         # moment, which is longer than anybody holds it, then leaves the rest to the clock.
         outcome = run.response() if error is None else error
-        if self._lock.acquire(True, _FINALIZER_WAIT_SECONDS):
-            try:
-                effects = self._retire(run, error)
-            finally:
-                self._lock.release()
-            for effect in effects:
-                effect()
-        else:
+        if not self._lock.acquire(True, _FINALIZER_WAIT_SECONDS):
+            run.handle.publish(outcome)
             runtime.clock.call_soon(partial(self._settle_later, run, error))
+            return
+        try:
+            effects = self._retire(run, error)
+        finally:
+            self._lock.release()
+        for effect in effects:
+            effect()
         run.handle.publish(outcome)
+        self._tell_resolved()
 
     def _settle_later(self, run: Run, error: LLMStreamError | None) -> None:
         with self._lock:
             effects = self._retire(run, error)
         for effect in effects:
             effect()
+        self._tell_resolved()
+
+    def _tell_resolved(self) -> None:
+        """A handle is resolved: who waits for completion may find that it was the last."""
+        drained: list[Callable[[], None]] = []
+        with self._lock:
+            self._resolving -= 1
+            if self._is_drained:
+                drained, self._drained = self._drained, drained
+        for tell in drained:
+            tell()
+
+    @property
+    def _is_drained(self) -> bool:
+        """Under the lock."""
+        return not self._live and not self._resolving
 
     def _retire(self, run: Run, error: LLMStreamError | None) -> list[Callable[[], Any]]:
         """Under the lock: the books. What to call after the lock."""
@@ -438,9 +458,7 @@ class AsyncInferenceEngine:
                     monotonic() + self._stuck_seconds, partial(self._check_stuck, run.worker, run)
                 )
         self._admit_blocked()
-        if not self._live:
-            effects.extend(self._drained)
-            self._drained = []
+        self._resolving += 1
         return effects
 
     def _check_stuck(self, worker: Worker, run: Run) -> None:
@@ -514,7 +532,7 @@ class AsyncInferenceEngine:
         parker = runtime.make_parker()
         while True:
             with self._lock:
-                if not self._live:
+                if self._is_drained:
                     return True
                 self._drained.append(parker.unpark)
             if monotonic() >= until:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncInferenceEngine"]
 
-_DEFAULT_MAX_CONCURRENCY = 256
+DEFAULT_MAX_CONCURRENCY = 256
 _FINALIZER_WAIT_SECONDS = 0.05
 
 
@@ -105,16 +105,21 @@ class AsyncInferenceEngine:
         self._policy = BackpressurePolicy(backpressure)
         self._block_timeout_seconds = block_timeout_seconds
         self._stuck_seconds = stuck_seconds
-        self._batch_limits = batch_limits if hasattr(backend, "generate_batch") else None
-        # A callback backend holds no worker: one thread hands requests over.
-        self._capacity: int = (
-            getattr(backend, "max_concurrency", None) or _DEFAULT_MAX_CONCURRENCY
-            if self._takes_callbacks
-            else worker_threads
-        )
+        self._batch_limits = None if self._takes_callbacks else batch_limits
+        self._read_backend()
         self._after_fork()
         runtime.after_fork(self)
         _engines.add(self)
+
+    def _read_backend(self) -> None:
+        self._can_batch = hasattr(self.backend, "generate_batch")
+        limit: int | None = getattr(self.backend, "max_concurrency", None)
+        # A callback backend holds no worker: one thread hands requests over.
+        self._capacity: int = (
+            limit or DEFAULT_MAX_CONCURRENCY
+            if self._takes_callbacks
+            else min(self._worker_threads, limit or self._worker_threads)
+        )
 
     def _after_fork(self) -> None:
         # Guards everything below, and every run's state and priority.
@@ -128,6 +133,11 @@ class AsyncInferenceEngine:
         self._refusal: EngineClosedError | None = None
         self._drained: list[Callable[[], None]] = []
         self._resolving = 0  # Runs that are booked, their handles about to resolve.
+        # The incomplete batch that one worker keeps open, the places left in it, and how
+        # to tell that worker that none is.
+        self._open_batch: tuple[Run, ...] = ()
+        self._batch_places = 0
+        self._batch_parker: runtime.Parker | None = None
         self._pool = WorkerPool(
             self._lock,
             limit=1 if self._takes_callbacks else self._worker_threads,
@@ -190,14 +200,23 @@ class AsyncInferenceEngine:
             The request id, for `cancel`.
         """
         handle = self._submit(request, None, priority, timeout_seconds)
-
-        def deliver() -> None:
-            outcome = handle.outcome
-            if outcome is not None:
-                callback(outcome)
-
-        handle.add_done_callback(partial(runtime.run_detached, deliver))
+        handle.deliver(callback)
         return handle.request_id
+
+    def submit_shared(self, request: InferenceRequest, *, priority: int = 0) -> Run:
+        """
+        Queue a non-streaming *request* that several callers will wait for.
+
+        Its deadline bounds only the wait for a place in the queue, and is what the backend
+        sees; the run goes on until it is done or cancelled.
+
+        Raises:
+            LLMStreamError: As `submit`.
+        """
+        run = Run(request, settle=self._settle, priority=priority if self._has_priorities else 0)
+        run.request.deadline = request.deadline
+        self._admit(run, inf if request.deadline is None else request.deadline.at)
+        return run
 
     def _submit(
         self,
@@ -216,16 +235,16 @@ class AsyncInferenceEngine:
             priority=(priority or request.priority) if self._has_priorities else 0,
             deadline_at=deadline_at,
         )
-        self._admit(run)
+        self._admit(run, deadline_at)
         return run.handle
 
-    def _admit(self, run: Run) -> None:
+    def _admit(self, run: Run, deadline_at: float) -> None:
         dropped: Run | None = None
         wake: Callable[[], None] | None = None
         error: LLMStreamError | None = None
         with self._lock:
             self._totals["submitted"] += 1
-            if monotonic() >= run.deadline_at:
+            if monotonic() >= deadline_at:
                 error = DeadlineExceededError("The request's deadline had passed on arrival.")
             elif self._refusal is not None:
                 error = copy(self._refusal)
@@ -257,7 +276,7 @@ class AsyncInferenceEngine:
         if wake is not None:
             wake()
         if run.parker is not None:
-            self._wait_for_place(run, run.parker)
+            self._wait_for_place(run, run.parker, deadline_at)
 
     def _has_room(self) -> bool:
         # A worker that has not taken its run yet has a place for it all the same.
@@ -284,12 +303,24 @@ class AsyncInferenceEngine:
         self._live.setdefault(run.handle.request_id, set()).add(run)
         if run.deadline_at != inf:
             run.timer = runtime.clock.call_at(run.deadline_at, run.on_deadline)
+        if self._batch_places and not run.is_stream:
+            # Whoever keeps the batch open takes this one, too.
+            self._batch_places -= 1
+            parker = self._batch_parker
+            return None if self._batch_places or parker is None else parker.unpark
         return self._pool.wake_one()
 
-    def _wait_for_place(self, run: Run, parker: runtime.Parker) -> None:
+    def _wake_for_waiting(self) -> list[Callable[[], None]]:
+        """Under the lock: what to call, after it, so that all that waits is taken."""
+        wakes: list[Callable[[], None]] = []
+        while len(wakes) < len(self._waiting) and (wake := self._pool.wake_one()) is not None:
+            wakes.append(wake)
+        return wakes
+
+    def _wait_for_place(self, run: Run, parker: runtime.Parker, deadline_at: float) -> None:
         """Park the submitter until its run has a place; whoever frees one hands it over."""
         timeout = self._block_timeout_seconds
-        until = run.deadline_at
+        until = deadline_at
         if timeout is not None:
             until = min(until, monotonic() + timeout)
         error: LLMStreamError | None = None
@@ -322,7 +353,7 @@ class AsyncInferenceEngine:
 
     def _take(self) -> tuple[Run, ...]:
         """Under the lock."""
-        if self._takes_callbacks and self._running >= self._capacity:
+        if self._occupied() >= self._capacity:
             return ()
         self._admit_blocked()  # To the place that this worker has just left.
         while (run := self._waiting.pop()) is not None and run.is_over:
@@ -330,18 +361,22 @@ class AsyncInferenceEngine:
         if run is None:
             return ()
         self._start(run)
-        return (run, *self._take_more((run,)))
+        limits = self._batch_limits
+        if limits is None or not self._can_batch or run.is_stream:
+            return (run,)
+        runs = (run, *self._take_more((run,), limits))
+        if not self._open_batch and len(runs) < limits.max_size:
+            self._open_batch = runs
+            self._batch_places = limits.max_size - len(runs)
+        return runs
 
     def _start(self, run: Run) -> None:
         run.state = advance(run.state, State.RUNNING)
         run.started_at = monotonic()
         self._running += 1
 
-    def _take_more(self, taken: tuple[Run, ...]) -> tuple[Run, ...]:
+    def _take_more(self, taken: tuple[Run, ...], limits: BatchLimits) -> tuple[Run, ...]:
         """Under the lock: what goes into one batch with *taken*."""
-        limits = self._batch_limits
-        if limits is None or taken[0].is_stream:
-            return ()
         more: list[Run] = []
         tokens = sum(batching.weigh(run.request) for run in taken)
         while len(taken) + len(more) < limits.max_size:
@@ -370,21 +405,42 @@ class AsyncInferenceEngine:
 
     def _work(self, worker: Worker) -> None:
         runs = worker.runs
-        limits = self._batch_limits
         if self._takes_callbacks:
             runs[0].start_callbacks(self.backend)
             return
-        if limits is None or runs[0].is_stream:
-            runs[0].generate(self.backend)
+        limits = self._batch_limits
+        generate_batch = None
+        if limits is not None and not runs[0].is_stream:
+            if runs is self._open_batch:
+                self._fill_batch(worker, limits)
+            elif len(runs) > 1:
+                with self._lock:
+                    self._admit_blocked()  # To the places that a whole batch left.
+            generate_batch = getattr(self.backend, "generate_batch", None)
+        if generate_batch is not None:
+            batching.generate_batch(generate_batch, worker.runs)
             return
-        if len(runs) < limits.max_size:
-            runtime.sleep(limits.wait_seconds)
+        for run in worker.runs:
+            run.generate(self.backend)
+
+    def _fill_batch(self, worker: Worker, limits: BatchLimits) -> None:
+        """Keep *worker*'s batch open for others, until it is full or the time is over."""
+        until = monotonic() + limits.wait_seconds
+        parker = self._batch_parker = runtime.make_parker()
+        try:
+            while self._batch_places and monotonic() < until:
+                parker.park(until)
+        finally:
             with self._lock:
-                more = self._take_more(runs)
+                self._open_batch, self._batch_places, self._batch_parker = (), 0, None
+                more = self._take_more(worker.runs, limits)
                 for run in more:
                     run.worker = worker
-                runs = worker.runs = runs + more
-        batching.generate_batch(self.backend, runs)
+                worker.runs += more
+                self._admit_blocked()
+                wakes = self._wake_for_waiting()
+            for wake in wakes:
+                wake()
 
     # Ending.
 
@@ -514,6 +570,15 @@ class AsyncInferenceEngine:
 
     def _all_totals(self) -> dict[str, int]:
         return {f"total_{name}": self._totals[name] for name in _TOTALS}
+
+    def backend_changed(self) -> None:
+        """Look anew whether the backend takes batches, and its ``max_concurrency``."""
+        self._read_backend()
+        with self._lock:
+            self._admit_blocked()
+            wakes = self._wake_for_waiting()
+        for wake in wakes:
+            wake()
 
     def backend_for(self, model: str) -> Any:  # noqa: ARG002 - one backend for all
         """What generates for *model*."""

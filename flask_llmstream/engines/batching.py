@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable
 
     from ..core.messages import InferenceRequest
     from .run import Run
@@ -44,12 +44,18 @@ def weigh(request: InferenceRequest) -> int:
     return characters // _CHARACTERS_PER_TOKEN + answer
 
 
-def generate_batch(backend: Any, runs: Sequence[Run]) -> None:
-    """Answer *runs*, all of them not streams, with one call of *backend*. Raises nothing."""
+def generate_batch(function: Callable[[list[InferenceRequest]], Any], runs: Iterable[Run]) -> None:
+    """
+    Answer *runs*, all of them not streams, with one call of *function*, a backend's
+    ``generate_batch``. Those that are over already are left out. Raises nothing.
+    """
+    runs = [run for run in runs if not run.is_over]
+    if not runs:
+        return
     runtime.make_logging_native()
     try:
         with runs[0].context():
-            responses = backend.generate_batch([run.request for run in runs])
+            responses = function([run.request for run in runs])
         if len(responses) != len(runs):
             raise ValueError(
                 f"generate_batch() was given {len(runs)} requests "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -113,6 +114,15 @@ class InferenceHandle:
         self._callbacks.append(function)
         if self._outcome is not None:
             self._run_callbacks()
+
+    def deliver(self, callback: Callable[[InferenceResponse | LLMStreamError], object]) -> None:
+        """Call *callback*, the user's, with the outcome, on a thread for such calls."""
+
+        def call() -> None:
+            if self._outcome is not None:
+                callback(self._outcome)
+
+        self.add_done_callback(partial(runtime.run_detached, call))
 
     def publish(self, outcome: InferenceResponse | LLMStreamError) -> None:
         """Resolve. The engine's; the caller holds the run's claim."""

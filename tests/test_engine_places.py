@@ -96,6 +96,31 @@ def test_one_finished_run_admits_one_blocked_submitter(make_engine):
     }
 
 
+def test_a_backend_is_never_given_more_than_its_max_concurrency(make_engine):
+    backend = StepBackend("abc", max_concurrency=1)
+    engine = make_engine(backend, worker_threads=3)
+    handles = [engine.submit(InferenceRequest(prompt=prompt)) for prompt in "abc"]
+    for prompt in "abc":
+        backend.gates[prompt].reached.wait()
+        assert engine.queue_stats()["running"] == 1
+        assert engine.worker_stats()["capacity"] == 1
+        backend.gates[prompt].open()
+    assert [handle.get(10).text for handle in handles] == ["a", "b", "c"]
+
+
+def test_requests_that_wait_start_when_the_backend_may_take_more(make_engine):
+    backend = StepBackend("abc", max_concurrency=1)
+    engine = make_engine(backend, worker_threads=3)
+    for prompt in "abc":
+        engine.submit(InferenceRequest(prompt=prompt))
+    backend.gates["a"].reached.wait()
+    backend.max_concurrency = 3
+    engine.backend_changed()
+    backend.gates["b"].reached.wait()
+    backend.gates["c"].reached.wait()
+    assert engine.queue_stats()["running"] == 3
+
+
 def test_a_refusal_keeps_its_retry_after(make_engine):
     engine = make_engine(ScriptedBackend("x"))
     engine.refuse(ServerShutdownError("The server is shutting down.", retry_after=7))

@@ -26,9 +26,10 @@ class ApiKeys:
 
     Args:
         keys: A mapping name → key, a sequence of keys (named ``key-1``, …), or one key.
+            White space around a key does not count: files end in a newline.
 
     Raises:
-        ConfigurationError: There is no key, or one is empty or no string.
+        ConfigurationError: There is no key, or one is empty, no string or beyond ASCII.
 
     Thread safety: immutable.
     """
@@ -38,15 +39,18 @@ class ApiKeys:
             keys = [keys]
         if not isinstance(keys, Mapping):
             keys = {f"key-{number}": key for number, key in enumerate(keys, 1)}
-        if not keys or not all(isinstance(key, str) and key.strip() for key in keys.values()):
+        # Beyond ASCII no client could send it: RFC 6750 2.1.
+        if not keys or not all(
+            isinstance(key, str) and key.strip() and key.isascii() for key in keys.values()
+        ):
             raise ConfigurationError(
                 f"{PREFIX}API_KEYS must be a dict of names and keys, a list of keys or one key, "
-                "none of them empty. Leave it unset to let everyone in."
+                "in ASCII, none of them empty. Leave it unset to let everyone in."
             )
-        self._digests = {name: sha256(key.encode()).digest() for name, key in keys.items()}
+        self._digests = {name: sha256(key.strip().encode()).digest() for name, key in keys.items()}
 
     def __repr__(self) -> str:
-        return f"<ApiKeys {', '.join(self._digests)}>"
+        return f"<ApiKeys {', '.join(map(str, self._digests))}>"
 
     def name_of(self, key: str) -> str | None:
         """
@@ -110,6 +114,19 @@ def _setting(default: Any, rule: tuple[str, Callable[[Any], Any]]) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
+_OF_THE_APP = frozenset(
+    {
+        "worker_threads",
+        "queue_size",
+        "backpressure",
+        "block_timeout_seconds",
+        "stuck_seconds",
+        "shutdown_grace_seconds",
+    }
+)
+"""Settings of the engines and the process, which routes share."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """
@@ -167,7 +184,7 @@ def check_values(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, An
     *values* by setting name, as `Settings` keeps them.
 
     Args:
-        values: As they stand in the config, or as arguments.
+        values: As they stand in the config, or as a blueprint's arguments.
         prefix: ``LLMSTREAM_`` where they come from the config, empty for arguments.
 
     Raises:
@@ -180,6 +197,10 @@ def check_values(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, An
         if name not in rules:
             raise ConfigurationError(
                 f"There is no setting {shown_name}. There are {', '.join(sorted(rules))}."
+            )
+        if name in _OF_THE_APP and not prefix:
+            raise ConfigurationError(
+                f"{name} is not a blueprint's to say. Set {PREFIX}{name.upper()} for the whole app."
             )
         allowed, check = rules[name]
         try:

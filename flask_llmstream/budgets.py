@@ -38,7 +38,6 @@ def budgets_of(headers: Headers, settings: Settings, *, streams: bool) -> Budget
     Args:
         headers: ``X-Request-Timeout`` and the OpenAI, Anthropic and LiteLLM SDKs' own.
         settings: The app's, as its blueprint narrows them.
-
         streams: Whether the answer is sent as it is produced. Where it is not, nothing
             can be read before its end, so that a read timeout is one of the whole.
 

@@ -548,13 +548,17 @@ class AsyncInferenceEngine:
         return moved
 
     def queue_stats(self) -> dict[str, Any]:
-        """Requests ``waiting``, ``running``, ``blocked``, ``queue_size``, and the totals."""
+        """
+        Requests ``waiting``, ``running``, ``blocked``, ``queue_size``, ``backpressure``
+        (the policy's value), and the totals.
+        """
         with self._lock:
             return {
                 "waiting": len(self._waiting),
                 "running": self._running,
                 "blocked": len(self._blocked),
                 "queue_size": self._queue_size,
+                "backpressure": self._policy.value,
                 **self._all_totals(),
             }
 

@@ -1,0 +1,376 @@
+"""``flask llmstream``: in-process for what it prints, as a process for terminals and signals."""
+
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+from time import monotonic
+
+import pytest
+from click.testing import CliRunner
+from flask import Flask
+from flask.cli import ScriptInfo
+
+from flask_llmstream import InvalidRequestError, LLMStream, Usage, models
+from flask_llmstream.cli import llmstream
+from flask_llmstream.testing import ScriptedBackend
+
+WAIT_SECONDS = 30
+ENGINE = ["AsyncInferenceEngine"]
+
+
+def make_app(llm, **settings):
+    app = Flask("tests")
+    app.config.update({f"LLMSTREAM_{name.upper()}": value for name, value in settings.items()})
+    llm.init_app(app)
+    return app
+
+
+def run(app, *arguments, **options):
+    """`flask llmstream …` for *app*."""
+    return CliRunner().invoke(
+        llmstream, arguments, obj=ScriptInfo(create_app=lambda: app), **options
+    )
+
+
+@pytest.fixture
+def llm():
+    llm = LLMStream()
+    llm.add_backend("first", ScriptedBackend("Hel", "lo", Usage(3, 2), supports=["n", "tools"]))
+    return llm
+
+
+# engines
+
+
+def test_engines_lists_every_model_and_marks_the_default(llm):
+    llm.add_backend("deaf", ScriptedBackend(supports=[]), worker_threads=3, queue_size=7)
+
+    @llm.backend("remote", worker="greenlet")
+    def ask_upstream(request): ...
+
+    result = run(make_app(llm, worker_threads=5, backpressure="reject"), "engines")
+
+    assert [re.split("  +", line) for line in result.output.splitlines()] == [
+        ["MODEL", "ENGINE", "BACKEND", "WORKERS", "QUEUE", "WHEN FULL", "SUPPORTS"],
+        ["first (default)", *ENGINE, "ScriptedBackend", "5 threads", "1000", "reject", "n, tools"],
+        ["deaf", *ENGINE, "ScriptedBackend", "3 threads", "7", "reject", "nothing"],
+        ["remote", *ENGINE, "ask_upstream", "1000 greenlets", "1000", "reject", "unsaid"],
+    ]
+
+
+def test_engines_shows_what_a_callback_backend_takes_at_a_time(llm):
+    class Batching:
+        max_concurrency = 64
+
+        def submit(self, request, emit): ...
+
+    llm.add_backend("batching", Batching())
+    assert "64 callbacks" in run(make_app(llm), "engines").output
+
+
+def test_engines_of_an_engine_that_tells_nothing(llm):
+    class Quiet:
+        def queue_stats(self):
+            return {}
+
+        worker_stats = queue_stats
+
+        def backend_for(self, model):
+            return ScriptedBackend()
+
+    llm.add_engine(Quiet(), models=["quiet"])
+    assert re.search(
+        r"quiet +Quiet +ScriptedBackend +\? threads", run(make_app(llm), "engines").output
+    )
+
+
+def test_an_app_without_the_extension_is_told_what_to_do():
+    result = run(Flask("bare"), "engines")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: The app bare has no LLMStream. Call llm.init_app(app) where it is made.\n"
+    )
+
+
+def test_a_wrong_setting_is_one_line(llm):
+    def create_app():
+        return make_app(llm, queue_size=-1)
+
+    result = CliRunner().invoke(llmstream, ["config"], obj=ScriptInfo(create_app=create_app))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: LLMSTREAM_QUEUE_SIZE must be ")
+    assert result.stderr.count("\n") == 1
+
+
+# config
+
+
+def test_config_lists_settings_and_the_defaults_of_those_that_differ(llm):
+    output = run(make_app(llm, queue_size=7), "config").output
+    assert re.search(r"^LLMSTREAM_QUEUE_SIZE +7 +default: 1000$", output, re.MULTILINE)
+    assert re.search(r"^LLMSTREAM_BACKPRESSURE +block$", output, re.MULTILINE)
+    assert re.search(r'^LLMSTREAM_DEFAULT_MODEL +""$', output, re.MULTILINE)
+    assert output.count("default: ") == 1
+
+
+def test_config_shows_names_of_api_keys_and_never_the_keys(llm):
+    result = run(make_app(llm, api_keys={"batch": "s3cret"}), "config")
+    assert "batch" in result.output
+    assert "s3cret" not in result.output
+
+
+def test_config_points_at_a_setting_that_does_not_exist(llm):
+    result = run(make_app(llm, deadline=3), "config")
+    assert result.exit_code == 0
+    assert result.stderr == "There is no setting LLMSTREAM_DEADLINE; it changes nothing.\n"
+
+
+# model
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """An empty model store."""
+    monkeypatch.setenv("LLMSTREAM_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def run_without_app(*arguments):
+    return CliRunner().invoke(llmstream, ["model", *arguments])
+
+
+def put_model(store):
+    """As if smollm2 were installed there."""
+    model = models.MODELS["smollm2"]
+    file = store / "models" / model.filename
+    file.parent.mkdir()
+    with file.open("wb") as sparse:
+        sparse.truncate(model.size_bytes)
+    return file
+
+
+def test_model_list_shows_what_is_installed(store):
+    assert re.search(r"smollm2 +98 MB +Apache-2.0 +not installed", run_without_app("list").output)
+    file = put_model(store)
+    assert str(file) in run_without_app("list").output
+
+
+def test_model_path_prints_the_path_alone(store):
+    file = put_model(store)
+    assert run_without_app("path").output == f"{file}\n"
+
+
+def test_model_path_of_a_missing_model_names_the_command_that_installs_it(store):
+    result = run_without_app("path", "smollm2")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: The model smollm2 is not installed. Run: flask llmstream model install smollm2\n"
+    )
+
+
+def test_model_install_of_an_unknown_model_names_the_known_ones(store):
+    result = run_without_app("install", "gpt")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: There is no model 'gpt'. Known are: smollm2.\n"
+
+
+def test_model_install_where_it_is_installed_says_where(store):
+    file = put_model(store)
+    assert run_without_app("install").output == f"smollm2 is in {file}\n"
+
+
+@pytest.mark.parametrize("module", ["flask llmstream", "flask_llmstream"])
+def test_the_model_commands_need_no_app(store, module):
+    file = put_model(store)
+    finished = subprocess.run(
+        [sys.executable, "-m", *module.split(), "model", "path"],
+        cwd=store,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=True,
+    )
+    assert finished.stdout == f"{file}\n"
+
+
+def test_an_interrupted_install_exits_with_130_and_leaves_nothing(store):
+    with socket.create_server(("127.0.0.1", 0)) as silent_index:
+        silent_index.settimeout(WAIT_SECONDS)
+        environment = {name: text for name, text in os.environ.items() if "PIP_" not in name}
+        environment |= {
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": f"http://127.0.0.1:{silent_index.getsockname()[1]}/simple",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flask", "llmstream", "model", "install"],
+            cwd=store,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            connection, _ = silent_index.accept()  # Now pip waits for an answer.
+            with connection:
+                os.killpg(process.pid, signal.SIGINT)
+                _, errors = process.communicate(timeout=WAIT_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 130
+    assert errors == "\nInterrupted. smollm2 was not installed.\n"
+    assert [file.name for file in (store / "models").iterdir()] == [".lock"]
+
+
+# chat
+
+
+def test_chat_answers_piped_lines_and_remembers_them():
+    llm = LLMStream()
+    backend = ScriptedBackend("Hel", "lo", Usage(3, 2))
+    llm.add_backend("m", backend)
+
+    result = run(
+        make_app(llm),
+        *("chat", "--system", "Be brief.", "--max-tokens", "9", "--temperature", "0"),
+        input="One?\n\nTwo?",
+    )
+
+    assert (result.exit_code, result.output) == (0, "Hello\nHello\n")
+    first, second = backend.requests
+    assert [(each.role, each.text) for each in second.messages] == [
+        ("system", "Be brief."),
+        ("user", "One?"),
+        ("assistant", "Hello"),
+        ("user", "Two?"),
+    ]
+    assert len(first.messages) == 2
+    assert (first.model, first.max_tokens, first.temperature) == ("m", 9, 0.0)
+
+
+def test_chat_goes_on_after_an_error_and_forgets_the_question():
+    llm = LLMStream()
+    asked = []
+
+    @llm.backend("m")
+    def answer(request):
+        asked.append([message.text for message in request.messages])
+        yield "Well. "
+        if len(asked) == 1:
+            raise InvalidRequestError("Too hard.")
+
+    result = run(make_app(llm), "chat", input="Why?\nHow?\n")
+
+    assert result.stdout == "Well. Well. \n"
+    assert result.stderr == "\nError: Too hard.\n"
+    assert asked == [["Why?"], ["How?"]]
+    assert result.exit_code == 1
+
+
+def test_chat_takes_bytes_that_are_no_text():
+    llm = LLMStream()
+    backend = ScriptedBackend("Pardon?")
+    llm.add_backend("m", backend)
+    run(make_app(llm), "chat", input=b"\xff\n")
+    assert backend.requests[0].messages[0].text == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_chat_with_an_unknown_model_does_not_begin(llm):
+    result = run(make_app(llm), "chat", "--model", "second", input="Hi\n")
+    assert (result.exit_code, result.stderr) == (1, "Error: There is no model 'second' here.\n")
+
+
+class Terminal:
+    """A process on a terminal of its own, and what it has shown."""
+
+    def __init__(self, *command, **options):
+        self._control, terminal = pty.openpty()
+        self.shown = ""
+        # Opening the terminal as the leader of a session makes it the controlling one,
+        # without which Ctrl-C is only a character.
+        attach = (
+            "import os, sys; os.open(os.ttyname(0), os.O_RDWR); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", attach, *command],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            **options,
+        )
+        os.close(terminal)
+
+    def type(self, text):
+        os.write(self._control, text.encode())
+
+    def wait_for(self, text):
+        """Until *text* is shown, after what was waited for before."""
+        until = monotonic() + WAIT_SECONDS
+        while text not in self.shown:
+            ready, _, _ = select.select([self._control], [], [], max(0, until - monotonic()))
+            assert ready, f"no {text!r} in {self.shown!r}"
+            self.shown += os.read(self._control, 4096).decode()
+        self.shown = self.shown.partition(text)[2]
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self._control)
+
+
+@pytest.fixture
+def open_chat(tmp_path):
+    """A chat on a terminal, with a backend that never ends its answer to "endless"."""
+    (tmp_path / "app.py").write_text(
+        textwrap.dedent("""
+            from flask import Flask
+            from flask_llmstream import LLMStream
+            from flask_llmstream.testing import Gate
+
+            llm = LLMStream(app := Flask(__name__))
+
+            @llm.backend("m")
+            def answer(request):
+                texts = [message.text for message in request.messages]
+                yield f"<{'|'.join(texts)}>"
+                if texts[-1] == "endless":
+                    Gate().pass_through()
+        """)
+    )
+    environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": str(tmp_path)}
+    terminal = Terminal(
+        *(sys.executable, "-m", "flask", "llmstream", "chat", "--max-tokens", "50"),
+        cwd=tmp_path,
+        env=environment,
+    )
+    with closing(terminal):
+        terminal.wait_for("> ")
+        yield terminal
+
+
+def test_ctrl_c_stops_the_answer_only_and_ctrl_d_leaves(open_chat):
+    open_chat.type("endless\n")
+    open_chat.wait_for("<endless>")
+    open_chat.type("\x03")
+    open_chat.wait_for("[stopped]")
+    open_chat.wait_for("> ")
+    open_chat.type("so?\n")
+    open_chat.wait_for("<endless|<endless>|so?>")
+    open_chat.wait_for(" tokens, the first after ")
+    open_chat.wait_for("> ")
+    open_chat.type("\x04")
+    assert open_chat.process.wait(WAIT_SECONDS) == 0
+
+
+def test_ctrl_c_at_the_prompt_leaves(open_chat):
+    open_chat.type("half a que\x03")
+    assert open_chat.process.wait(WAIT_SECONDS) == 0

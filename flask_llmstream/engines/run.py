@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from math import inf
@@ -26,7 +27,7 @@ from ..exceptions import (
 from .handle import InferenceHandle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from ..core.clock import Timer
     from ..core.messages import InferenceRequest, Item
@@ -301,9 +302,16 @@ class Run:
             self.cache_hit = result.cache_hit
             items: Iterable[Item] = self.assembler.absorb(result)
         elif isinstance(result, (str, bytes)):
-            items = (result,)
-        else:
+            text = result if isinstance(result, str) else result.decode()
+            # The whole answer, like a response: what was emitted of it is not said twice.
+            items = self.assembler.absorb(InferenceResponse(text=text))
+        elif isinstance(result, Iterable) and not isinstance(result, Mapping):
             items = result
+        else:
+            raise EngineError(
+                f"The model backend returned {type(result).__name__}; it may return an "
+                "iterator of items, an InferenceResponse, a str or None."
+            )
         try:
             for item in items:
                 if not self.emit(item):
@@ -311,7 +319,15 @@ class Run:
         finally:
             close = getattr(items, "close", None)
             if close is not None:
-                close()
+                self._close_backend(close)
+
+    def _close_backend(self, close: Callable[[], Any]) -> None:
+        try:
+            close()
+        except Exception as error:
+            # All that was wanted of it is here.
+            if not self.is_over:
+                self._log("The model backend failed as it was closed", error)
 
     def _flush(self) -> None:
         if not self.is_over:

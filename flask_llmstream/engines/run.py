@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 _logger = logging.getLogger("flask_llmstream.engine")
+_FAILED = "The model backend failed. The server's log says how."
 
 
 class Run:
@@ -124,7 +125,7 @@ class Run:
         self.first_item_at: float | None = None
         # list.pop() is atomic: each of these is taken once, whoever comes.
         self._claims = [True]
-        self._finals = [True] if token_callback is not None else []
+        self._finals = [] if token_callback is None else [token_callback]
         self._stops: list[Callable[[], Any]] = []
         # Tried, never waited for: it only tells that two threads emit at once. So it may
         # stay held while a greenlet parks in a full channel.
@@ -181,17 +182,21 @@ class Run:
         return response
 
     def send_final(self) -> None:
-        """``token_callback("", True)``, once. On the producer, or after it is gone."""
-        try:
-            self._finals.pop()
-        except IndexError:
+        """
+        ``token_callback("", True)``, once. Raises nothing.
+
+        After the last token, also where the backend emits from several threads: an `emit`
+        that is under way sends it as it leaves.
+        """
+        if not self._finals or not self._serial.acquire(False):
             return
-        callback = self._token_callback
-        if callback is not None:
-            try:
-                callback("", True)
-            except Exception as error:
-                self._log("The token callback failed at the end", error)
+        try:
+            self._call_final()
+        except BaseException as error:
+            # SystemExit, GreenletExit: the worker must go on, or the backend's thread.
+            self._log("The token callback failed at the end", error)
+        finally:
+            self._serial.release()
 
     def finish_waiting(self) -> None:
         """It ended before it started: tell the token callback here, where it was ended."""
@@ -200,8 +205,18 @@ class Run:
         if runtime.clock.is_current_thread():
             # User code must not hold up everybody's deadlines.
             runtime.run_detached(self.send_final)
-        else:
-            self.send_final()
+            return
+        try:
+            self._call_final()
+        except Exception as error:
+            self._log("The token callback failed at the end", error)
+
+    def _call_final(self) -> None:
+        try:
+            token_callback = self._finals.pop()
+        except IndexError:
+            return
+        token_callback("", True)
 
     # The guard: what the backend calls.
 
@@ -216,6 +231,8 @@ class Run:
         same time ends the run with an error.
         """
         if self.is_over:
+            # Perhaps long ago: only now does the producer come back.
+            self.send_final()
             return False
         if not self._serial.acquire(False):
             self._fail_as_concurrent()
@@ -226,48 +243,59 @@ class Run:
             else:
                 for each in self.assembler.accept(item):
                     self._pass_on(each)
-        except LLMStreamError as error:
-            self.end(error)
-        except Exception as error:
-            self._log("The stream callback failed", error)
-            self.end(EngineError("The stream's consumer failed."))
+        except BaseException as exc:
+            self.end(self._as_error(exc))
         finally:
             self._serial.release()
-        return not (self.is_over or self.assembler.is_cut)
+        if self.is_over:
+            self.send_final()
+            return False
+        return not self.assembler.is_cut
 
     def _pass_on(self, item: Item) -> None:
         if self.is_over:
             return
         if self.first_item_at is None:
             self.first_item_at = monotonic()
-        emit_to = self._emit_to
-        if emit_to is not None and emit_to(item) is False:
-            self.cancel(RequestCancelledError("The stream callback asked to stop."))
-            return
-        callback = self._token_callback
-        if callback is not None and isinstance(item, str) and not getattr(item, "choice", 0):
-            callback(item, False)
+        emit_to, callback = self._emit_to, self._token_callback
+        try:
+            if emit_to is not None and emit_to(item) is False:
+                self.cancel(RequestCancelledError("The stream callback asked to stop."))
+            elif callback is not None and isinstance(item, str) and not getattr(item, "choice", 0):
+                callback(item, False)
+        except LLMStreamError:
+            raise
+        except BaseException as error:
+            self._log("The stream callback failed", error)
+            raise EngineError("The stream's consumer failed.") from error
 
     def _fail_as_concurrent(self) -> None:
-        if not self.is_over:
-            self.end(EngineError("The model backend emitted from two threads at once."))
+        self.end(EngineError("The model backend emitted from two threads at once."))
 
     # A worker's part.
 
     def generate(self, backend: Any) -> None:
         """Run *backend* to its end, on this worker. Raises nothing."""
-        if self.is_over:
-            self.send_final()
-            return
-        error: LLMStreamError | None = None
         runtime.make_logging_native()
+        error: LLMStreamError | None = None
+        is_ours = False
         try:
             with self.context():
-                self._consume(backend.generate(self.request))
-                self._flush()
+                try:
+                    if not self.is_over:
+                        self._consume(backend.generate(self.request))
+                        self._flush()
+                except BaseException as exc:
+                    error = self._as_error(exc)
+                    raise
+                finally:
+                    is_ours = self._close()
         except BaseException as exc:
-            error = self._as_error(exc)
-        self._conclude(error)
+            if error is None:
+                self._log("The context of the run failed", exc)
+                error = EngineError(_FAILED)
+        if is_ours or self._close():
+            self._settle(self, error)
 
     def absorb(self, response: InferenceResponse) -> None:
         """Take a whole answer that was made for this run. Raises nothing."""
@@ -275,8 +303,8 @@ class Run:
         try:
             self._consume(response)
             self._flush()
-        except LLMStreamError as exc:
-            error = exc
+        except BaseException as exc:
+            error = self._as_error(exc)
         self._conclude(error)
 
     def fail(self, exc: BaseException) -> None:
@@ -284,12 +312,15 @@ class Run:
         self._conclude(self._as_error(exc))
 
     def _conclude(self, error: LLMStreamError | None) -> None:
-        if self.claim():
-            # Before the handle resolves, so that who waited for it has seen the end.
-            self.send_final()
+        if self._close():
             self._settle(self, error)
-        else:
-            self.send_final()
+
+    def _close(self) -> bool:
+        """Let nothing more pass but the final call; whether the caller is to settle."""
+        is_ours = self.claim()
+        # Before the handle resolves, so that who waited for it has seen the end.
+        self.send_final()
+        return is_ours
 
     def context(self) -> Any:
         context = self.request.run_context
@@ -330,9 +361,16 @@ class Run:
                 self._log("The model backend failed as it was closed", error)
 
     def _flush(self) -> None:
-        if not self.is_over:
+        if self.is_over:
+            return
+        if not self._serial.acquire(False):
+            self._fail_as_concurrent()
+            return
+        try:
             for item in self.assembler.finish():
                 self._pass_on(item)
+        finally:
+            self._serial.release()
 
     def _as_error(self, exc: BaseException) -> LLMStreamError:
         if isinstance(exc, LLMStreamError) and not isinstance(exc, ConfigurationError):
@@ -342,7 +380,7 @@ class Run:
             self._log("The model backend failed", exc)
         if isinstance(exc, ConfigurationError):
             return exc
-        return EngineError("The model backend failed. The server's log says how.")
+        return EngineError(_FAILED)
 
     def _log(self, message: str, error: BaseException) -> None:
         runtime.log(

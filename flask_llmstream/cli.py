@@ -69,7 +69,6 @@ def engines() -> None:
 
 def _engine_row(engine: Engine, model: str) -> tuple[str, ...]:
     backend = engine.backend_for(model)
-    queue = engine.queue_stats()
     capacity = engine.worker_stats().get("capacity", "?")
     if callable(getattr(backend, "submit", None)):
         workers = f"{capacity} callbacks"
@@ -81,8 +80,8 @@ def _engine_row(engine: Engine, model: str) -> tuple[str, ...]:
         type(engine).__name__,
         name.rpartition("<locals>.")[2],
         workers,
-        str(queue.get("queue_size", "?")),
-        str(queue.get("backpressure", "?")),
+        str(engine.queue_stats().get("queue_size", "?")),
+        _shown(getattr(engine, "backpressure", "?")),
         "unsaid" if supports is None else ", ".join(sorted(supports)) or "nothing",
     )
 

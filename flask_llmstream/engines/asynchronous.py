@@ -457,17 +457,18 @@ class AsyncInferenceEngine:
             effects = self._retire(run, error)
         finally:
             self._lock.release()
-        for effect in effects:
-            effect()
         run.handle.publish(outcome)
         self._tell_resolved()
+        # Last: a token callback among them may take its time, or raise.
+        for effect in effects:
+            effect()
 
     def _settle_later(self, run: Run, error: LLMStreamError | None) -> None:
         with self._lock:
             effects = self._retire(run, error)
+        self._tell_resolved()
         for effect in effects:
             effect()
-        self._tell_resolved()
 
     def _tell_resolved(self) -> None:
         """A handle is resolved: who waits for completion may find that it was the last."""
@@ -548,17 +549,13 @@ class AsyncInferenceEngine:
         return moved
 
     def queue_stats(self) -> dict[str, Any]:
-        """
-        Requests ``waiting``, ``running``, ``blocked``, ``queue_size``, ``backpressure``
-        (the policy's value), and the totals.
-        """
+        """Requests ``waiting``, ``running``, ``blocked``, ``queue_size``, and the totals."""
         with self._lock:
             return {
                 "waiting": len(self._waiting),
                 "running": self._running,
                 "blocked": len(self._blocked),
                 "queue_size": self._queue_size,
-                "backpressure": self._policy.value,
                 **self._all_totals(),
             }
 
@@ -587,6 +584,11 @@ class AsyncInferenceEngine:
     def backend_for(self, model: str) -> Any:  # noqa: ARG002 - one backend for all
         """What generates for *model*."""
         return self.backend
+
+    @property
+    def backpressure(self) -> BackpressurePolicy:
+        """What a full queue does."""
+        return self._policy
 
     @property
     def is_available(self) -> bool:

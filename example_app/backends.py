@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flask import current_app
 
-from flask_llmstream import InferenceRequest, LlamaCppBackend
+from flask_llmstream import InferenceRequest, LlamaCppBackend, Message
 
 from .extensions import llm
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from .cookbook import Cookbook
 
-__all__ = ["search_cookbook"]
+__all__ = ["search_cookbook", "set_the_tone"]
+
+# A small model that is not told to be brief goes on and on.
+TONE = "You are a cook who helps people at home. Answer in two short sentences."
 
 # A worker thread is a slot in the model: four answers at a time, the rest queue.
 llm.add_backend("small", LlamaCppBackend("smollm2"), worker_threads=4)
@@ -38,3 +41,13 @@ def search_cookbook(request: InferenceRequest) -> Iterator[str]:
     for recipe, items in found:
         yield f"\n{recipe.title}, {recipe.minutes} minutes. "
         yield f"It uses {' and '.join(items)}."
+
+
+@llm.before_submit
+def set_the_tone(request: InferenceRequest) -> InferenceRequest:
+    """Say what the models are here for, unless the client has said it."""
+    messages = request.messages or (Message("user", request.prompt),)
+    if not any(message.role in {"system", "developer"} for message in messages):
+        request.messages = (Message("system", TONE), *messages)
+        request.prompt = ""
+    return request

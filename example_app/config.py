@@ -8,3 +8,7 @@ LLMSTREAM_DEFAULT_MODEL = "small"
 # longest answer that the chat page asks for (512 tokens) takes half a minute. Two
 # minutes leave room for a turn in the queue; a reader who waits longer has left.
 LLMSTREAM_DEADLINE_SECONDS = 120
+
+# For the app's own routes. Above the API's LLMSTREAM_MAX_REQUEST_BYTES (1 MiB), so that
+# the API refuses in its own words.
+MAX_CONTENT_LENGTH = 2 * 1024 * 1024

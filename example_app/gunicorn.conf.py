@@ -28,7 +28,8 @@ worker_connections = 2000
 graceful_timeout = 25
 
 # For gevent this is no limit on a request: it is how long the worker's event loop may
-# hang before it is replaced. Loading the model happens on a thread, so it needs no more.
+# hang before it is replaced. The first question loads the model, and nothing else in the
+# worker runs meanwhile: half a second for this one, but a large one may need more.
 timeout = 30
 
 # Seconds an idle connection stays open. Longer than the proxy keeps its own (nginx: 60),

@@ -62,13 +62,12 @@ def generate() -> ResponseReturnValue:
     suggestions = _suggestions()
 
     def keep(outcome: Outcome) -> None:
-        if outcome.error is None:  # only whole answers are worth keeping
+        # Only what is whole is worth keeping: not what failed, nor what max_tokens cut.
+        if outcome.finish_reason == "stop":
             suggestions.keep(about.slug if about else "", prompt, outcome.text)
 
     question = f"{about.as_text}\n\n{prompt}" if about else prompt
-    return llm.stream(
-        InferenceRequest(prompt=question, model="small", max_tokens=200), on_finish=keep
-    )
+    return llm.stream(InferenceRequest(prompt=question, max_tokens=200), on_finish=keep)
 
 
 def not_found(_error: Exception) -> ResponseReturnValue:

@@ -1,6 +1,9 @@
 // What was asked and answered in this tab. A reload keeps it, closing the tab forgets it.
 
 const KEY = "bayleaf.conversation";
+// How much of the conversation goes along with a question. The small model's context holds
+// some 8,000 characters of English, the question and the answer included.
+const MEMORY_CHARACTERS = 4000;
 
 export const INTERRUPTED = {
   code: "interrupted",
@@ -34,18 +37,20 @@ export function unanswered(model) {
 export class Conversation {
   exchanges = [];
 
-  /** The messages to send for the answer of *exchange*: what came before, and its question. */
+  /** The messages to send for the answer of *exchange*: the latest before it, and its question. */
   messagesFor(exchange) {
+    const messages = [{ role: "user", content: exchange.question }];
     const before = this.exchanges.slice(0, this.exchanges.indexOf(exchange));
-    return [
+    let room = MEMORY_CHARACTERS;
+    for (const { question, answer } of before.reverse()) {
       // A question that got no word of an answer is left out with it: many models insist
       // that user and assistant take turns.
-      ...before.filter(({ answer }) => answer).flatMap(({ question, answer }) => [
-        { role: "user", content: question },
-        { role: "assistant", content: answer },
-      ]),
-      { role: "user", content: exchange.question },
-    ];
+      if (!answer) continue;
+      room -= question.length + answer.length;
+      if (room < 0) break;
+      messages.unshift({ role: "user", content: question }, { role: "assistant", content: answer });
+    }
+    return messages;
   }
 
   save() {

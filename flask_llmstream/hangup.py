@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "HangupWatcher", "connection_of"]
 
+_logger = logging.getLogger("flask_llmstream")
+
 # Linux's numbers: gevent takes epoll and its constants out of a patched `select`.
 _EPOLLRDHUP = 0x2000
 _EPOLLERR = 0x008
@@ -26,6 +28,7 @@ class HangupWatcher:
 
     It never reads: pipelined bytes stay where they are. Edge-triggered, for FIN, RST and
     errors only. FIN may be a half-close, so the callback is told which of the two it was.
+    Several may watch one connection: a view may read two answers for its one client.
 
     Where there is no epoll (macOS, Windows) `watch` does nothing: there a client's
     leaving shows at the next write.
@@ -40,7 +43,7 @@ class HangupWatcher:
     def _after_fork(self) -> None:
         self._lock = runtime.allocate_lock()
         self._epoll: Any = None
-        self._callbacks: dict[int, Callable[[bool], None]] = {}
+        self._callbacks: dict[int, dict[Callable[[bool], None], None]] = {}
 
     def watch(self, fileno: int, callback: Callable[[bool], None]) -> None:
         """
@@ -49,20 +52,24 @@ class HangupWatcher:
         Args:
             fileno: A connected socket; `unwatch` it before it is closed.
             callback: On the watcher's thread: constant time. *is_gone* is False for a
-                FIN, which may be a half-close.
+                FIN, which may be a half-close. It may be told more than once.
         """
         epoll = self._epoll or self._start()
         if epoll is None:
             return
-        self._callbacks[fileno] = callback
+        self._callbacks.setdefault(fileno, {})[callback] = None
         try:
             epoll.register(fileno, _EPOLLRDHUP | _EPOLLET)
+        except FileExistsError:
+            epoll.modify(fileno, _EPOLLRDHUP | _EPOLLET)  # Tells again what has been told.
         except OSError:
             self._callbacks.pop(fileno, None)  # No socket, or closed already.
 
-    def unwatch(self, fileno: int) -> None:
-        """Forget *fileno*; no effect where it is not watched."""
-        if self._callbacks.pop(fileno, None) is not None:
+    def unwatch(self, fileno: int, callback: Callable[[bool], None]) -> None:
+        """Tell *callback* no more; no effect where it does not watch."""
+        callbacks = self._callbacks.get(fileno, {})
+        callbacks.pop(callback, None)
+        if not callbacks and self._callbacks.pop(fileno, None) is not None:
             try:
                 self._epoll.unregister(fileno)
             except OSError:
@@ -84,23 +91,22 @@ class HangupWatcher:
         new_poll = runtime.original("select", "poll")
         while True:
             for fileno, _ in epoll.poll():
-                callback = callbacks.get(fileno)
-                if callback is None:
+                told = tuple(callbacks.get(fileno, ()))
+                if not told:
                     continue
                 # The number may belong to another connection by now: ask how it is.
                 poll = new_poll()
                 poll.register(fileno, _EPOLLRDHUP)
                 events = dict(poll.poll(0)).get(fileno, 0)
                 if events & (_EPOLLRDHUP | _EPOLLHUP | _EPOLLERR):
-                    try:
-                        callback(bool(events & (_EPOLLHUP | _EPOLLERR)))
-                    except Exception as error:
-                        runtime.log(
-                            logging.getLogger("flask_llmstream"),
-                            logging.ERROR,
-                            "A hangup callback failed.",
-                            error=error,
-                        )
+                    for callback in told:
+                        self._tell(callback, bool(events & (_EPOLLHUP | _EPOLLERR)))
+
+    def _tell(self, callback: Callable[[bool], None], is_gone: bool) -> None:
+        try:
+            callback(is_gone)
+        except Exception as error:
+            runtime.log(_logger, logging.ERROR, "A hangup callback failed.", error=error)
 
 
 _watcher = HangupWatcher()
@@ -117,7 +123,7 @@ class Connection:
 
     def __init__(self, sock: Any = None, is_disconnected: Callable[[], bool] | None = None) -> None:
         self._socket = sock
-        self._fileno = -1
+        self._watched: tuple[int, Callable[[bool], None]] | None = None
         self._is_disconnected = is_disconnected
 
     @property
@@ -125,17 +131,18 @@ class Connection:
         return self._is_disconnected is not None and self._is_disconnected()
 
     def watch(self, callback: Callable[[bool], None]) -> None:
-        """See `HangupWatcher.watch`."""
+        """See `HangupWatcher.watch`. Once."""
         if self._socket is not None:
-            self._fileno = self._socket.fileno()
-            if self._fileno >= 0:
-                _watcher.watch(self._fileno, callback)
+            fileno = self._socket.fileno()
+            if fileno >= 0:
+                self._watched = fileno, callback
+                _watcher.watch(fileno, callback)
 
     def unwatch(self) -> None:
         """Forget it; before the server closes the socket. Any thread, idempotent."""
-        if self._fileno >= 0:
-            _watcher.unwatch(self._fileno)
-            self._fileno = -1
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            _watcher.unwatch(*watched)
 
     def abort(self) -> None:
         """
@@ -156,9 +163,20 @@ class Connection:
 def connection_of(environ: Mapping[str, Any]) -> Connection:
     """
     The connection of a WSGI request, as far as its server tells (gunicorn, Werkzeug,
-    waitress). On HTTP/2 the socket is shared with other requests, so it is left alone.
+    gevent's, waitress). On HTTP/2 the socket is shared with other requests, so it is left
+    alone.
     """
     if str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/2"):
         return Connection()
-    sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    sock = (
+        environ.get("gunicorn.socket")
+        or environ.get("werkzeug.socket")
+        or _socket_read_by(environ.get("wsgi.input"))
+    )
     return Connection(sock, environ.get("waitress.client_disconnected"))
+
+
+def _socket_read_by(body: Any) -> Any:
+    """gevent.pywsgi names no socket, only the file that it reads the request from."""
+    buffered = getattr(body, "rfile", None)
+    return getattr(getattr(buffered, "raw", None), "_sock", None)

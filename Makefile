@@ -1,0 +1,72 @@
+# make serve      the example app and its embedded model, on http://127.0.0.1:8000/
+# make test       the whole suite; a part of it with ARGS="tests/test_cli.py -k chat"
+# make coverage   the suite, and what it covers
+# make lint       ruff
+# make types      mypy
+# make clean
+#
+# PYTHON=python3.12, PORT=8001 or BIND=0.0.0.0:8000 choose others. `make serve` without make:
+#
+#   python3 -m venv .venv
+#   .venv/bin/pip install -e ".[embedded]"
+#   .venv/bin/flask llmstream model install
+#   .venv/bin/gunicorn -c example_app/gunicorn.conf.py "example_app:create_app()"
+
+PYTHON ?= python3
+PORT ?= 8000
+BIND ?= 127.0.0.1:$(PORT)
+export BIND
+
+RUN := .venv/bin/python -m
+# Two makes at once take turns in .venv, where the system has a flock.
+TURN := $(if $(shell command -v flock),flock Makefile)
+INSTALL = @$(TURN) $(MAKE) --silent .venv/installed-
+CORE := flask_llmstream/core/*,flask_llmstream/framing/*,flask_llmstream/dialects/*
+
+.PHONY: serve test coverage lint types clean preflight
+
+serve:
+	@$(PYTHON) tools/preflight.py $(BIND)
+	$(INSTALL)embedded
+	@$(RUN) flask llmstream model install
+	@echo
+	@echo "http://$(BIND)/ once it listens. From a shell:"
+	@echo
+	@echo "curl -N http://$(BIND)/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\": \"small\", \"stream\": true, \"messages\": [{\"role\": \"user\", \"content\": \"Why rinse rice?\"}]}'"
+	@echo
+	@exec $(RUN) gunicorn -c example_app/gunicorn.conf.py "example_app:create_app()"
+
+test: preflight
+	$(INSTALL)test
+	$(RUN) pytest $(ARGS)
+
+coverage: preflight
+	$(INSTALL)test
+	$(RUN) coverage erase
+	$(RUN) coverage run -m pytest $(ARGS)
+	$(RUN) coverage combine --quiet
+	$(RUN) coverage report --skip-covered
+	@echo "Of the protocol's core, 98 % must be covered:"
+	$(RUN) coverage report --include='$(CORE)' --fail-under=98
+
+lint: preflight
+	$(INSTALL)lint
+	$(RUN) ruff format --check
+	$(RUN) ruff check
+
+types: preflight
+	$(INSTALL)lint
+	$(RUN) mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .coverage* htmlcov .*_cache .hypothesis
+
+preflight:
+	@$(PYTHON) tools/preflight.py
+
+# pip runs again when what it installs from has changed, or a run of it was cut short.
+.venv/installed-%: setup.cfg pyproject.toml
+	echo "Installing what it takes to $* into .venv"
+	$(PYTHON) -m venv .venv
+	$(RUN) pip install --quiet --disable-pip-version-check -e ".[$*]"
+	touch $@

@@ -81,8 +81,11 @@ class InferenceHandle:
         if self._outcome is None:
             parker: Parker = runtime.make_parker()
             self.add_done_callback(parker.unpark)
-            while self._outcome is None and monotonic() < until:
-                parker.park(until)
+            try:
+                while self._outcome is None and monotonic() < until:
+                    parker.park(until)
+            finally:
+                self._forget(parker.unpark)
         return self._outcome is not None
 
     def cancel(self, reason: LLMStreamError | None = None) -> None:
@@ -128,6 +131,13 @@ class InferenceHandle:
         """Resolve. The engine's; the caller holds the run's claim."""
         self._outcome = outcome
         self._run_callbacks()
+
+    def _forget(self, function: Callable[[], object]) -> None:
+        # A caller that looks again and again must not leave something each time.
+        try:
+            self._callbacks.remove(function)
+        except ValueError:
+            pass  # Called, or being called.
 
     def _run_callbacks(self) -> None:
         # A registrar and the resolver may both be here: popleft gives each call to one.

@@ -371,7 +371,10 @@ class LLMStream:
             # Neither caches nor nginx may hold tokens back.
             headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         if call.method == "HEAD":
-            return Response(headers=headers)
+            response = Response(headers=headers)
+            # Werkzeug would declare 0, the length of this body and not of GET's.
+            response.automatically_set_content_length = False
+            return response
         request, engine = self.admit(call, parsed.request, models=models)
         parsed = replace(parsed, request=request)
         if not framing.streams:

@@ -200,6 +200,7 @@ def test_head_submits_nothing(server):
         answer = client.answer(has_body=False).read_all()
         assert answer.status == 200
         assert answer.headers["content-type"] == "text/event-stream"
+        assert "content-length" not in answer.headers  # GET would be chunked.
     with server.client() as client:
         ask(client, ["emit", "a"], method="GET")
         assert client.answer().read_all().tokens() == "a"

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from blinker import Namespace
-from flask import Flask, has_request_context
+from flask import Flask, Response, after_this_request, has_request_context
 from flask import request as http_request
 from werkzeug.datastructures import Headers
 
@@ -111,6 +111,23 @@ class Call:
         request.deadline = min(deadline, request.deadline or deadline)
         request.run_context = self.app.app_context
         return engine.submit(request)
+
+    def unless_answered(self, cancel: Callable[[], None]) -> None:
+        """
+        Call *cancel* where the view, having made its stream, answers with an error.
+
+        The stream would be cancelled when it is finalized, but `abort` leaves the view's
+        frame, and all that it refers to, in a cycle that lives until the next collection.
+        """
+        if not has_request_context():
+            return
+
+        def look(response: Response) -> Response:
+            if response.status_code >= 400:
+                cancel()
+            return response
+
+        after_this_request(look)
 
     def finisher(
         self,

@@ -291,7 +291,9 @@ class LLMStream:
         call = self.call()
         request, engine = self.admit(call, request)
         handle, reception = call.receive(engine, request)
-        return TokenIterator(reception, call.connection, call.finisher(request, handle))
+        iterator = TokenIterator(reception, call.connection, call.finisher(request, handle))
+        call.unless_answered(iterator.close)
+        return iterator
 
     # What blueprints are made of.
 
@@ -393,6 +395,7 @@ class LLMStream:
         except BaseException:
             body.close()
             raise
+        call.unless_answered(body.close)
         return Response(body, headers=headers, direct_passthrough=True)
 
     def _complete(

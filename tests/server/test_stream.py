@@ -208,7 +208,7 @@ def test_head_submits_nothing(server):
 
 
 @on(*KINDS)
-@pytest.mark.parametrize(("how", "status"), [("exception", 500), ("drop", 200), ("replace", 200)])
+@pytest.mark.parametrize(("how", "status"), [("exception", 500), ("abort", 418), ("drop", 200), ("replace", 200)])
 def test_a_stream_that_the_app_drops_is_cancelled(server, how, status):
     with server.client() as client:
         id = ask(client, ["emit", "a"], ["until_cancelled"], path=f"/after/{how}")
@@ -239,7 +239,7 @@ def test_the_outcome_is_told_once_in_an_app_context(server, steps, headers, code
     assert signalled["text"] == text
 
 
-@on("gevent", "gthread", "sync", "werkzeug")
+@on(*KINDS)
 def test_the_outcome_of_a_client_that_left_has_the_text_so_far(server):
     with server.client() as client:
         id = ask(client, ["emit", "a "], ["emit", "b"], ["until_cancelled"])

@@ -356,14 +356,18 @@ def test_what_the_callback_raises_comes_out_after_the_run_is_cancelled(smollm2):
 def test_a_prefill_is_cancelled_between_two_batches(smollm2):
     checked_at = []
 
-    def is_over():
-        checked_at.append(monotonic())
-        return len(checked_at) > 1
+    class Control:
+        @property
+        def is_over(self):
+            checked_at.append(monotonic())
+            return len(checked_at) > 1
 
     prompt = "word " * (smollm2.context_tokens - 100)
     started_at = monotonic()
     items = []
-    smollm2.generate(InferenceRequest(prompt=prompt, stream_callback=items.append, is_over=is_over))
+    smollm2.generate(
+        InferenceRequest(prompt=prompt, stream_callback=items.append, control=Control())
+    )
     cancelled_in = monotonic() - started_at
     assert items == []
     started_at = monotonic()

@@ -8,7 +8,7 @@ mutable until it is submitted; an engine runs a private copy and never changes y
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from ..exceptions import InvalidRequestError
 
@@ -26,6 +26,7 @@ __all__ = [
     "Item",
     "Message",
     "Reasoning",
+    "RequestControl",
     "Token",
     "ToolCall",
     "ToolCallDelta",
@@ -188,6 +189,15 @@ class Message:
         return "".join(part.get("text", "") for part in self.content if part.get("type") == "text")
 
 
+class RequestControl(Protocol):
+    """A run, as far as its backend may see it."""
+
+    @property
+    def is_over(self) -> bool: ...
+
+    def on_cancel(self, function: Callable[[], Any]) -> None: ...
+
+
 @dataclass(kw_only=True, slots=True)
 class InferenceRequest:
     """
@@ -221,6 +231,8 @@ class InferenceRequest:
         deadline: When the answer is worth nothing any more.
         priority: Higher is sooner.
         metadata: The caller's own, untouched.
+        extra_body: Fields of the body that have no name here, for backends that pass
+            them on.
         identity: Who asks; set by the extension, part of the dedup key.
     """
 
@@ -245,9 +257,10 @@ class InferenceRequest:
     deadline: Deadline | None = field(default=None, compare=False)
     priority: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
     identity: Any = None
-    # Set on the engine's copy: whether the run is over, and the context to run under.
-    is_over: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
+    # Set on the engine's copy: the run itself, and the context to run under.
+    control: RequestControl | None = field(default=None, repr=False, compare=False)
     run_context: Callable[[], AbstractContextManager[Any]] | None = field(
         default=None, repr=False, compare=False
     )
@@ -279,7 +292,18 @@ class InferenceRequest:
     @property
     def cancelled(self) -> bool:
         """Whether the run is over, for whatever cause: nobody wants more tokens."""
-        return self.is_over is not None and self.is_over()
+        return self.control is not None and self.control.is_over
+
+    def on_cancel(self, function: Callable[[], Any]) -> None:
+        """
+        For backends: call *function* when the run ends before its backend does, by
+        cancel, deadline or error; at once where it has ended already.
+
+        It is called from any thread, also from a finalizer: constant time, no waiting, no
+        gevent, and safe to come late, since the backend may be done by then.
+        """
+        if self.control is not None:
+            self.control.on_cancel(function)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class Run:
     """
 
     __slots__ = (
+        "_cancels",
         "_claims",
         "_emit_to",
         "_finals",
@@ -107,7 +108,7 @@ class Run:
             deadline=None if deadline_at == inf else Deadline(deadline_at),
             stream=request.stream or self.is_stream,
             stream_callback=self.emit,
-            is_over=self._get_is_over,
+            control=self,
         )
         self.assembler = Assembler(self.request)
         self.handle = InferenceHandle(request_id, cancel=self.cancel, text=self._get_text)
@@ -127,6 +128,7 @@ class Run:
         self._claims = [True]
         self._finals = [] if token_callback is None else [token_callback]
         self._stops: list[Callable[[], Any]] = []
+        self._cancels: list[Callable[[], Any]] = []
         # Tried, never waited for: it only tells that two threads emit at once. So it may
         # stay held while a greenlet parks in a full channel.
         self._serial = runtime.allocate_lock()
@@ -134,9 +136,6 @@ class Run:
     @property
     def is_stream(self) -> bool:
         return self._emit_to is not None or self._token_callback is not None
-
-    def _get_is_over(self) -> bool:
-        return self.is_over
 
     def _get_text(self) -> str:
         return self.assembler.text
@@ -156,8 +155,26 @@ class Run:
         """End it, with the whole answer or *error*. False where it has ended already."""
         if not self.claim():
             return False
+        self._call_cancels()
         self._settle(self, error)
         return True
+
+    def on_cancel(self, function: Callable[[], Any]) -> None:
+        """See `InferenceRequest.on_cancel`."""
+        self._cancels.append(function)
+        if self.is_over:
+            self._call_cancels()
+
+    def _call_cancels(self) -> None:
+        while self._cancels:
+            try:
+                function = self._cancels.pop()
+            except IndexError:
+                return  # Two came at once; each call is made by one.
+            try:
+                function()
+            except Exception as error:
+                self._log("A cancel callback failed", error)
 
     def cancel(self, reason: LLMStreamError | None = None) -> None:
         """End it from outside."""

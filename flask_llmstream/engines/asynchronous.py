@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["AsyncInferenceEngine"]
 
 DEFAULT_MAX_CONCURRENCY = 256
-_FINALIZER_WAIT_SECONDS = 0.05
+FINALIZER_WAIT_SECONDS = 0.05
+"""Longer than anybody holds a lock; see `AsyncInferenceEngine._settle`."""
 
 
 class AsyncInferenceEngine:
@@ -203,19 +204,23 @@ class AsyncInferenceEngine:
         handle.deliver(callback)
         return handle.request_id
 
-    def submit_shared(self, request: InferenceRequest, *, priority: int = 0) -> Run:
+    def submit_shared(
+        self, request: InferenceRequest, *, priority: int = 0, admit_until: float = inf
+    ) -> Run:
         """
-        Queue a non-streaming *request* that several callers will wait for.
+        Queue a non-streaming *request* that several callers will wait for. It has no
+        deadline: it runs until it is done or cancelled.
 
-        Its deadline bounds only the wait for a place in the queue, and is what the backend
-        sees; the run goes on until it is done or cancelled.
+        Args:
+            request: Stays as it is; a copy runs.
+            priority: Higher is sooner.
+            admit_until: Monotonic: how long to wait for a place in the queue.
 
         Raises:
             LLMStreamError: As `submit`.
         """
         run = Run(request, settle=self._settle, priority=priority if self._has_priorities else 0)
-        run.request.deadline = request.deadline
-        self._admit(run, inf if request.deadline is None else request.deadline.at)
+        self._admit(run, admit_until)
         return run
 
     def _submit(
@@ -449,7 +454,7 @@ class AsyncInferenceEngine:
         # A finalizer may end a run while this very thread is inside the lock: it waits a
         # moment, which is longer than anybody holds it, then leaves the rest to the clock.
         outcome = run.response() if error is None else error
-        if not self._lock.acquire(True, _FINALIZER_WAIT_SECONDS):
+        if not self._lock.acquire(True, FINALIZER_WAIT_SECONDS):
             run.handle.publish(outcome)
             runtime.clock.call_soon(partial(self._settle_later, run, error))
             return
@@ -570,7 +575,7 @@ class AsyncInferenceEngine:
             }
 
     def _all_totals(self) -> dict[str, int]:
-        return {f"total_{name}": self._totals[name] for name in _TOTALS}
+        return {f"total_{name}": self._totals[name] for name in _COUNTED}
 
     def backend_changed(self) -> None:
         """Look anew whether the backend takes batches, and its ``max_concurrency``."""
@@ -655,7 +660,9 @@ class AsyncInferenceEngine:
         return self._pool.in_backend > 0
 
 
-_TOTALS = ("submitted", "completed", "cancelled", "rejected", "timed_out", "dropped", "failed")
+_COUNTED = ("submitted", "completed", "cancelled", "rejected", "timed_out", "dropped", "failed")
+TOTALS = tuple(f"total_{name}" for name in _COUNTED)
+"""The names of the totals in the statistics."""
 
 _engines: weakref.WeakSet[AsyncInferenceEngine] = weakref.WeakSet()
 

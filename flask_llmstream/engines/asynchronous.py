@@ -247,6 +247,7 @@ class AsyncInferenceEngine:
         dropped: Run | None = None
         wake: Callable[[], None] | None = None
         error: LLMStreamError | None = None
+        is_blocked = False
         with self._lock:
             self._totals["submitted"] += 1
             if monotonic() >= deadline_at:
@@ -260,7 +261,7 @@ class AsyncInferenceEngine:
                 )
             elif not self._has_room():
                 if self._policy is BackpressurePolicy.BLOCK and self._block_timeout_seconds != 0:
-                    run.parker = runtime.make_parker()
+                    is_blocked = True
                     self._blocked.push(run)
                 elif self._policy is BackpressurePolicy.DROP_OLDEST:
                     dropped = self._waiting.oldest_of_lowest()
@@ -268,20 +269,34 @@ class AsyncInferenceEngine:
                         dropped, error = None, self._queue_full()
                 else:
                     error = self._queue_full()
-            if dropped is not None and not dropped.claim():
-                dropped = None  # It is ending anyway; its place is as good as free.
+            if dropped is not None:
+                # Out at once, booked or not: the next newcomer must find another one.
+                self._waiting.remove(dropped)
+                if not dropped.claim():
+                    dropped = None  # It is ending anyway.
             if error is not None:
                 self._refuse(run)
-            elif run.parker is None:
+            elif not is_blocked:
                 wake = self._enqueue(run)
         if error is not None:
             raise error
-        if dropped is not None:
-            self._settle(dropped, RequestDroppedError("The request made room for a newer one."))
-        if wake is not None:
-            wake()
-        if run.parker is not None:
-            self._wait_for_place(run, run.parker, deadline_at)
+        if is_blocked:
+            self._wait_for_place(run, deadline_at)
+            return
+        try:
+            try:
+                if wake is not None:
+                    wake()
+            finally:
+                if dropped is not None:
+                    self._settle(
+                        dropped, RequestDroppedError("The request made room for a newer one.")
+                    )
+        except BaseException:
+            # No thread to be had, or a final token call that stops this one: the caller
+            # gets no handle, so nobody waits for the answer.
+            run.cancel()
+            raise
 
     def _has_room(self) -> bool:
         # A worker that has not taken its run yet has a place for it all the same.
@@ -322,7 +337,7 @@ class AsyncInferenceEngine:
             wakes.append(wake)
         return wakes
 
-    def _wait_for_place(self, run: Run, parker: runtime.Parker, deadline_at: float) -> None:
+    def _wait_for_place(self, run: Run, deadline_at: float) -> None:
         """Park the submitter until its run has a place; whoever frees one hands it over."""
         timeout = self._block_timeout_seconds
         until = deadline_at
@@ -330,6 +345,7 @@ class AsyncInferenceEngine:
             until = min(until, monotonic() + timeout)
         error: LLMStreamError | None = None
         try:
+            parker = run.parker = runtime.make_parker()
             while run.state is State.SUBMITTED and monotonic() < until:
                 parker.park(until)
         except RuntimeError:
@@ -398,13 +414,12 @@ class AsyncInferenceEngine:
 
     def _admit_blocked(self) -> None:
         """Under the lock: hand free places to blocked submitters, the highest priority first."""
-        while self._blocked and self._has_room():
-            run = self._blocked.pop()
-            if run is None or run.parker is None:
-                return
+        while self._has_room() and (run := self._blocked.pop()) is not None:
             wake = self._enqueue(run)
-            # Waking is only an append and a release: allowed under the lock.
-            run.parker.unpark()
+            # Waking is only an append and a release: allowed under the lock. A submitter
+            # that has not published its parker yet looks at the state before it parks.
+            if run.parker is not None:
+                run.parker.unpark()
             if wake is not None:
                 runtime.clock.call_soon(wake)
 

@@ -412,6 +412,39 @@ def test_a_declared_length_is_believed_before_anything_is_read():
     assert "10 bytes" in error_of(response)["message"]
 
 
+def test_flask_s_own_limit_is_answered_as_json_too():
+    llm, backend = scripted("Hi")
+    client = client_of(llm)
+    client.application.config["MAX_CONTENT_LENGTH"] = 20
+    body = json.dumps(chat()).encode()
+    for response in (client.post(CHAT, data=body), post_chunked(client, body)):
+        assert response.status_code == 413
+        assert error_of(response)["code"] == "request_too_large"
+    assert backend.requests == []
+
+
+class BrokenStream(BytesIO):
+    def read(self, size=-1):
+        raise OSError("Invalid chunk header")
+
+    readinto = read
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_a_body_that_breaks_off_is_a_bad_request(limit):
+    llm, backend = scripted("Hi")
+    client = client_of(llm)
+    client.application.config["MAX_CONTENT_LENGTH"] = limit
+    response = client.post(
+        CHAT,
+        environ_overrides={"wsgi.input": BrokenStream(), "wsgi.input_terminated": True},
+        headers={"Transfer-Encoding": "chunked"},
+    )
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "invalid_request"
+    assert backend.requests == []
+
+
 def test_a_body_shorter_than_it_said_is_a_bad_request():
     llm, _ = scripted("Hi")
     response = client_of(llm).post(

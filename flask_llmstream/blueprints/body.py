@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from flask import request
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from ..exceptions import RequestTooLargeError
+from ..exceptions import InvalidRequestError, RequestTooLargeError
 
 __all__ = ["check_length", "read_body"]
 
@@ -25,13 +26,20 @@ def read_body(max_bytes: int) -> bytes:
     The whole body, also a chunked one that declares no length.
 
     Raises:
-        RequestTooLargeError: It is more than *max_bytes*.
+        RequestTooLargeError: It is more than *max_bytes*, or than Flask's own
+            `MAX_CONTENT_LENGTH`.
+        InvalidRequestError: It breaks off, or its chunks are malformed.
     """
     pieces = []
     room = max_bytes + 1
-    while room > 0 and (piece := request.stream.read(room)):
-        pieces.append(piece)
-        room -= len(piece)
+    try:
+        while room > 0 and (piece := request.stream.read(room)):
+            pieces.append(piece)
+            room -= len(piece)
+    except RequestEntityTooLarge as exc:
+        raise _too_large(request.max_content_length or max_bytes) from exc
+    except (ClientDisconnected, OSError) as exc:
+        raise InvalidRequestError("The request body is incomplete.") from exc
     if room <= 0:
         raise _too_large(max_bytes)
     return b"".join(pieces)

@@ -8,6 +8,7 @@ from time import monotonic
 import pytest
 from concurrency import Background, wait_until
 from engine_fakes import (
+    FunctionBackend,
     GatedBackend,
     TokenLog,
     ask,
@@ -21,6 +22,7 @@ from flask_llmstream.core.deadlines import Deadline
 from flask_llmstream.core.messages import InferenceRequest
 from flask_llmstream.engines.admission import BackpressurePolicy
 from flask_llmstream.exceptions import (
+    ConfigurationError,
     DeadlineExceededError,
     EngineClosedError,
     QueueFullError,
@@ -571,3 +573,8 @@ def test_the_stats_say_what_is_where(engines):
     }
     assert engine.worker_stats() == {"busy": 2, "stuck": 0, "capacity": 2, **totals}
     assert isinstance(engine.backend_for("any"), GatedBackend)
+
+
+def test_a_policy_of_no_name_is_refused(engines):
+    with pytest.raises(ConfigurationError, match=r"backpressure.*block.*'never'"):
+        engines(FunctionBackend(str), backpressure="never")

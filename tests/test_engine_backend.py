@@ -414,10 +414,6 @@ class TestConfiguration:
         with pytest.raises(ConfigurationError, match="process"):
             AsyncInferenceEngine(FunctionBackend(str, worker="process"))
 
-    def test_an_unknown_policy_is_refused(self):
-        with pytest.raises(ValueError, match="never"):
-            AsyncInferenceEngine(FunctionBackend(str), backpressure="never")
-
 
 def test_reasoning_only_is_an_answer(engines):
     response = answer_of(engines, lambda _: iter([Reasoning("thinking")]))

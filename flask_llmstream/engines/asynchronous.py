@@ -103,7 +103,7 @@ class AsyncInferenceEngine:
         self._worker_threads = worker_threads
         self._queue_size = queue_size
         self._has_priorities = priorities
-        self._policy = BackpressurePolicy(backpressure)
+        self._policy = _read_policy(backpressure)
         self._block_timeout_seconds = block_timeout_seconds
         self._stuck_seconds = stuck_seconds
         self._batch_limits = None if self._takes_callbacks else batch_limits
@@ -678,6 +678,15 @@ class AsyncInferenceEngine:
 _COUNTED = ("submitted", "completed", "cancelled", "rejected", "timed_out", "dropped", "failed")
 TOTALS = tuple(f"total_{name}" for name in _COUNTED)
 """The names of the totals in the statistics."""
+
+
+def _read_policy(value: BackpressurePolicy | str) -> BackpressurePolicy:
+    try:
+        return BackpressurePolicy(value)
+    except ValueError:
+        allowed = ", ".join(policy.value for policy in BackpressurePolicy)
+        raise ConfigurationError(f"backpressure must be one of {allowed}, not {value!r}.") from None
+
 
 _engines: weakref.WeakSet[AsyncInferenceEngine] = weakref.WeakSet()
 

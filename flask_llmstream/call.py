@@ -16,7 +16,7 @@ from .budgets import budgets_of
 from .core.channel import Channel
 from .core.deadlines import Deadline
 from .hangup import Connection, connection_of
-from .policy import request_id_of
+from .policy import request_id_for, request_id_of
 from .responses import Reception, outcome_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Call:
             headers=http_request.headers,
             method=http_request.method,
             connection=connection_of(http_request.environ),
-            request_id=request_id_of(http_request.headers),
+            request_id=request_id_for(http_request),
         )
 
     def budgets(self, *, streams: bool) -> Budgets:

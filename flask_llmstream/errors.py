@@ -10,7 +10,7 @@ from flask import Response, has_request_context
 from flask import request as http_request
 
 from .exceptions import ConfigurationError
-from .policy import request_id_of
+from .policy import request_id_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ def respond_to(
         status = error.status or 500
         headers = {"Cache-Control": "no-store"}
         if has_request_context():
-            headers["X-Request-ID"] = request_id_of(http_request.headers)
+            headers["X-Request-ID"] = request_id_for(http_request)
         if error.retry_after is not None or (error.retryable and status in (429, 503)):
             headers["Retry-After"] = str(max(1, ceil(error.retry_after or 1)))
         if not error.retryable:

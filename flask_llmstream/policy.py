@@ -11,22 +11,31 @@ from .exceptions import AuthenticationError, InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flask import Request
     from werkzeug.datastructures import Headers
 
     from .config import Settings
     from .core.messages import InferenceRequest
 
-__all__ = ["authenticate", "check_features", "check_limits", "request_id_of"]
+__all__ = ["authenticate", "check_features", "check_limits", "request_id_for", "request_id_of"]
 
 # Visible ASCII, as proxies and tracing tools make them; nothing that could split a header
 # or a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_ENVIRON_KEY = "flask_llmstream.request_id"
 
 
 def request_id_of(headers: Headers) -> str:
     """The client's `X-Request-ID` where it is one, else a new one."""
     given = headers.get("X-Request-ID", "")
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+
+
+def request_id_for(request: Request) -> str:
+    """The id of an HTTP request: the same one in its answer, its error and the log."""
+    if _ENVIRON_KEY not in request.environ:
+        request.environ[_ENVIRON_KEY] = request_id_of(request.headers)
+    return str(request.environ[_ENVIRON_KEY])
 
 
 def authenticate(headers: Headers, settings: Settings) -> str | None:

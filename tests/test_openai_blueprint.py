@@ -499,6 +499,14 @@ def test_what_is_no_request_id_is_not_echoed():
     assert response.headers["X-Request-ID"] == backend.requests[0].request_id != "<b>"
 
 
+def test_an_error_has_the_request_id_that_the_log_has(caplog):
+    llm, backend = scripted(ValueError("secret"))
+    response = ask(client_of(llm))
+    assert response.status_code == 500
+    assert response.headers["X-Request-ID"] == backend.requests[0].request_id
+    assert backend.requests[0].request_id in caplog.text
+
+
 # Failures.
 
 

@@ -35,7 +35,7 @@ SCRIPTED_MODELS = {
 
 def play(recorder, inference_request):
     """A scripted backend. Every run records its start, its cancel and its close."""
-    script = json.loads(inference_request.prompt)
+    script = json.loads(inference_request.last_user_text)
     id, gates = script["id"], 0
     recorder.record(id, "started", request_id=inference_request.request_id)
     try:

@@ -208,7 +208,9 @@ def test_head_submits_nothing(server):
 
 
 @on(*KINDS)
-@pytest.mark.parametrize(("how", "status"), [("exception", 500), ("abort", 418), ("drop", 200), ("replace", 200)])
+@pytest.mark.parametrize(
+    ("how", "status"), [("exception", 500), ("abort", 418), ("drop", 200), ("replace", 200)]
+)
 def test_a_stream_that_the_app_drops_is_cancelled(server, how, status):
     with server.client() as client:
         id = ask(client, ["emit", "a"], ["until_cancelled"], path=f"/after/{how}")

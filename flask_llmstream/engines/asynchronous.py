@@ -254,7 +254,7 @@ class AsyncInferenceEngine:
                 error = DeadlineExceededError("The request's deadline had passed on arrival.")
             elif self._refusal is not None:
                 error = copy(self._refusal)
-            elif self._pool.is_exhausted:
+            elif self._is_exhausted:
                 error = EngineClosedError(
                     "Every worker of this model is stuck in its backend.",
                     retry_after=self._stuck_seconds,
@@ -304,6 +304,10 @@ class AsyncInferenceEngine:
 
     def _occupied(self) -> int:
         return self._running if self._takes_callbacks else self._pool.busy
+
+    @property
+    def _is_exhausted(self) -> bool:
+        return self._pool.lost >= self._capacity
 
     def _queue_full(self) -> QueueFullError:
         waiting = len(self._waiting)
@@ -541,7 +545,12 @@ class AsyncInferenceEngine:
     def _check_stuck(self, worker: Worker, run: Run) -> None:
         wake: Callable[[], None] | None = None
         with self._lock:
-            if run in worker.runs:
+            # A batch is not stuck while one of its requests is still wanted.
+            if (
+                run in worker.runs
+                and not worker.is_stuck
+                and all(each.is_over for each in worker.runs)
+            ):
                 wake = self._pool.mark_stuck(worker)
                 self._admit_blocked()
         if wake is not None:
@@ -613,7 +622,7 @@ class AsyncInferenceEngine:
     @property
     def is_available(self) -> bool:
         """Whether `submit` would take a request at all, a full queue aside."""
-        return self._refusal is None and not self._pool.is_exhausted
+        return self._refusal is None and not self._is_exhausted
 
     # Going away.
 

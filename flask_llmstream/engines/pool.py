@@ -70,9 +70,9 @@ class WorkerPool:
     # Under the engine's lock.
 
     @property
-    def is_exhausted(self) -> bool:
-        """Every worker is stuck, and so is every replacement."""
-        return self.stuck >= 2 * self.limit
+    def lost(self) -> int:
+        """Places that stuck workers hold, since as many as may be were replaced."""
+        return len(self._unreplaced)
 
     def wake_one(self) -> Callable[[], None] | None:
         """There is a run to take: what to call, after the lock, so that someone does."""

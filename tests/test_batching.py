@@ -6,13 +6,13 @@ import logging
 from time import monotonic
 
 import pytest
+from concurrency import Background, wait_until
 
-from flask_llmstream.core import runtime
 from flask_llmstream.core.messages import InferenceRequest, InferenceResponse, Message
 from flask_llmstream.engines.asynchronous import AsyncInferenceEngine
 from flask_llmstream.engines.batching import BatchLimits, weigh
 from flask_llmstream.exceptions import EngineError, InvalidRequestError, RequestCancelledError
-from flask_llmstream.testing import Gate, Signal
+from flask_llmstream.testing import Gate
 
 FOREVER = 60.0
 """An open batch that is closed by its being full, or the test fails."""
@@ -111,8 +111,7 @@ def occupy(engine, backend):
 def open_batch(engine, prompt):
     """Have a worker take *prompt*, and wait for more."""
     handles = submit_all(engine, prompt)
-    while engine.queue_stats()["running"] == 0:
-        runtime.sleep(0.001)
+    wait_until(lambda: engine.queue_stats()["running"])
     return handles
 
 
@@ -228,8 +227,8 @@ def test_what_an_open_batch_leaves_behind_is_taken_by_other_workers(make_engine)
     engine = make_engine(backend, worker_threads=3, max_size=4, max_tokens=10, wait_seconds=0.05)
     handles = submit_all(engine, "a", "b", "c", max_tokens=10)
     gate.reached.wait()
-    while sorted(backend.batches) != [["a"], ["b"], ["c"]]:
-        runtime.sleep(0.001)  # All three at once: none of them has been let go.
+    # All three at once: none of them has been let go.
+    wait_until(lambda: sorted(backend.batches) == [["a"], ["b"], ["c"]])
     gate.open()
     assert texts(handles) == ["a", "b", "c"]
 
@@ -250,8 +249,7 @@ def test_a_batch_of_cancelled_requests_is_not_run(make_engine):
     backend = BatchingBackend()
     engine = make_engine(backend, max_size=2, wait_seconds=0.05)
     open_batch(engine, "a")[0].cancel()
-    while engine.worker_stats()["busy"]:
-        runtime.sleep(0.001)
+    wait_until(lambda: not engine.worker_stats()["busy"])
     assert backend.batches == []
 
 
@@ -337,19 +335,12 @@ def test_places_left_by_a_batch_go_to_blocked_submitters():
     )
     occupying = occupy(engine, backend)
     handles = submit_all(engine, "a", "b")
-    admitted = Signal()
-
-    def submit_more():
-        handles.extend(submit_all(engine, "c", "d"))
-        admitted.set()
-
-    runtime.start_thread(submit_more)
-    while engine.queue_stats()["blocked"] == 0:
-        runtime.sleep(0.001)
+    submitting = Background(lambda: submit_all(engine, "c", "d"))
+    wait_until(lambda: engine.queue_stats()["blocked"])
     gate = backend.hold()
     occupying()
     gate.reached.wait()
-    admitted.wait()
+    handles += submitting.result()
     gate.open()
     assert texts(handles) == ["a", "b", "c", "d"]
     engine.shutdown()

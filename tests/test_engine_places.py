@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from threading import Thread
-from time import monotonic
-
 import pytest
+from concurrency import Background, wait_until
 
-from flask_llmstream.core import runtime
 from flask_llmstream.core.messages import InferenceRequest
 from flask_llmstream.engines.asynchronous import AsyncInferenceEngine
 from flask_llmstream.exceptions import ServerShutdownError
 from flask_llmstream.testing import Gate, ScriptedBackend, Signal
-
-
-def wait_until(condition, timeout_seconds=10):
-    """For states that nothing announces."""
-    until = monotonic() + timeout_seconds
-    while not condition():
-        assert monotonic() < until, "It did not come to that."
-        runtime.sleep(0.001)
 
 
 class StepBackend:
@@ -49,26 +38,22 @@ def make_engine():
         engine.shutdown(timeout_seconds=10)
 
 
-def submit_from_thread(engine, prompt, handles):
-    def submit():
-        handles[prompt] = engine.submit(InferenceRequest(prompt=prompt))
-
-    thread = Thread(target=submit, daemon=True)
-    thread.start()
-    return thread
+def submit_blocked(engine, prompt):
+    blocked = engine.queue_stats()["blocked"]
+    submitting = Background(lambda: engine.submit(InferenceRequest(prompt=prompt)))
+    wait_until(lambda: engine.queue_stats()["blocked"] == blocked + 1)
+    return submitting
 
 
 def test_blocked_submitter_gets_the_place_of_a_finished_run_where_none_may_wait(make_engine):
     backend = StepBackend("ab")
     engine = make_engine(backend, worker_threads=1, queue_size=0)
     engine.submit(InferenceRequest(prompt="a"))
-    handles = {}
-    thread = submit_from_thread(engine, "b", handles)
-    wait_until(lambda: engine.queue_stats()["blocked"] == 1)
+    submitting = submit_blocked(engine, "b")
     backend.gates["a"].open()
-    thread.join(10)
+    handle = submitting.result()
     backend.gates["b"].open()
-    assert handles["b"].get(10).text == "b"
+    assert handle.get(10).text == "b"
 
 
 def test_one_finished_run_admits_one_blocked_submitter(make_engine):
@@ -77,23 +62,14 @@ def test_one_finished_run_admits_one_blocked_submitter(make_engine):
     engine.submit(InferenceRequest(prompt="a"))
     backend.gates["a"].reached.wait()
     engine.submit(InferenceRequest(prompt="b"))
-    handles = {}
-    threads = []
-    for blocked, prompt in enumerate("cd", 1):
-        threads.append(submit_from_thread(engine, prompt, handles))
-        wait_until(lambda count=blocked: engine.queue_stats()["blocked"] == count)
+    submitting = [submit_blocked(engine, prompt) for prompt in "cd"]
     backend.gates["a"].open()
     backend.gates["b"].reached.wait()
     stats = engine.queue_stats()
     assert (stats["waiting"], stats["running"], stats["blocked"]) == (1, 1, 1)
     for gate in backend.gates.values():
         gate.open()
-    for thread in threads:
-        thread.join(10)
-    assert {prompt: handle.get(10).text for prompt, handle in handles.items()} == {
-        "c": "c",
-        "d": "d",
-    }
+    assert [each.result().get(10).text for each in submitting] == ["c", "d"]
 
 
 def test_a_backend_is_never_given_more_than_its_max_concurrency(make_engine):

@@ -512,8 +512,10 @@ class AsyncInferenceEngine:
     def _retire(self, run: Run, error: LLMStreamError | None) -> list[Callable[[], Any]]:
         """Under the lock: the books. What to call after the lock."""
         effects: list[Callable[[], Any]] = []
-        before = run.state
-        run.state = advance(before, state_after(error))
+        before, after = run.state, state_after(error)
+        if before is State.RUNNING and after is State.DROPPED:
+            after = State.FAILED  # A backend raised what another engine's queue had said.
+        run.state = advance(before, after)
         self._totals[run.state.value] += 1
         if run.timer is not None:
             run.timer.cancel()

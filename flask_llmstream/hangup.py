@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from typing import TYPE_CHECKING, Any
 
 from .core import runtime
@@ -145,19 +144,9 @@ class Connection:
             _watcher.unwatch(*watched)
 
     def abort(self) -> None:
-        """
-        Shut the socket down under a writer that is stuck in it, which then gets EPIPE.
-
-        Any thread: one system call on the socket below gevent's and TLS's objects.
-        """
-        if self._socket is None:
-            return
-        raw = getattr(self._socket, "_sock", self._socket)
-        try:
-            raw_type = runtime.original("_socket", "socket")
-            raw_type.shutdown(raw, socket.SHUT_RDWR)
-        except OSError:
-            pass  # It is closed already.
+        """Shut the socket down under a writer that is stuck in it. Any thread."""
+        if self._socket is not None:
+            runtime.shut_down_socket(self._socket)
 
 
 def connection_of(environ: Mapping[str, Any]) -> Connection:

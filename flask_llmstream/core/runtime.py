@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "Interrupted",
+    "Interruptible",
     "Parker",
     "ThreadParker",
     "after_fork",
@@ -42,14 +44,20 @@ __all__ = [
     "has_greenlets",
     "is_patched",
     "log",
+    "make_interruptible",
     "make_logging_native",
     "make_parker",
     "original",
     "run_detached",
+    "shut_down_socket",
     "sleep",
+    "spawn",
     "spawn_greenlet",
     "start_thread",
 ]
+
+
+_SHUT_RDWR = 2  # The same everywhere; `socket` itself is not imported here.
 
 
 def original(module: str, name: str) -> Any:
@@ -179,12 +187,45 @@ class _GreenletParker:
             greenlet.switch()
 
 
+class Interrupted(BaseException):
+    """Thrown into a greenlet whose wait was given up; see `Interruptible`."""
+
+
+class Interruptible:
+    """
+    Between `begin` and `end`, lets any thread end what this greenlet waits for, whatever
+    that is: a name, a connection, a byte.
+    """
+
+    __slots__ = ("_greenlet", "_mailbox")
+
+    def __init__(self, mailbox: _Mailbox) -> None:
+        self._mailbox = mailbox
+        self._greenlet: Any = None
+
+    def begin(self) -> None:
+        self._greenlet = self._mailbox.current_greenlet()
+
+    def end(self) -> None:
+        self._greenlet = None
+
+    def interrupt(self) -> None:
+        """Have `Interrupted` raised where it waits. Any thread; constant time."""
+        self._mailbox.post(self)
+
+    def resume(self) -> None:
+        """On the hub, so the greenlet is in a wait now, unless it has ended its part."""
+        greenlet = self._greenlet
+        if greenlet is not None:
+            greenlet.throw(Interrupted)
+
+
 class _Mailbox:
     """One hub's way in from other threads: a deque and one async watcher."""
 
     def __init__(self, hub: Any) -> None:
         self._hub: weakref.ref[Any] = weakref.ref(hub)
-        self._ready: deque[_GreenletParker | Callable[[], Any]] = deque()
+        self._ready: deque[_GreenletParker | Interruptible | Callable[[], Any]] = deque()
         self._is_posted = False
         self._parked = 0
         self._getcurrent = sys.modules["greenlet"].getcurrent
@@ -222,8 +263,8 @@ class _Mailbox:
             if self._parked == 0:
                 self._watcher.ref = False
 
-    def post(self, item: _GreenletParker | Callable[[], Any]) -> None:
-        """Any thread: resume a parker, or run a function in a greenlet of its own."""
+    def post(self, item: _GreenletParker | Interruptible | Callable[[], Any]) -> None:
+        """Any thread: resume a waiter, or run a function in a greenlet of its own."""
         self._ready.append(item)
         if not self._is_posted:
             self._is_posted = True
@@ -239,7 +280,7 @@ class _Mailbox:
         for _ in range(len(ready)):
             item = ready.popleft()
             try:
-                if isinstance(item, _GreenletParker):
+                if isinstance(item, (_GreenletParker, Interruptible)):
                     item.resume()
                 else:
                     sys.modules["gevent"].spawn(item)
@@ -284,6 +325,24 @@ def make_parker() -> Parker:
     """A parker for the caller's world: its greenlet where it has a hub, else its thread."""
     hub = _current_hub()
     return ThreadParker() if hub is None else _GreenletParker(_mailbox_of(hub))
+
+
+def make_interruptible() -> Interruptible | None:
+    """For the caller's greenlet; None on a thread, which nothing can reach."""
+    hub = _current_hub()
+    return None if hub is None else Interruptible(_mailbox_of(hub))
+
+
+def shut_down_socket(sock: Any) -> None:
+    """
+    End every wait on *sock*, and the connection. Any thread: one system call on the socket
+    below gevent's and TLS's objects.
+    """
+    raw = getattr(sock, "_sock", sock)
+    try:
+        original("_socket", "socket").shutdown(raw, _SHUT_RDWR)
+    except OSError:
+        pass  # It is closed already.
 
 
 def sleep(seconds: float) -> None:
@@ -338,6 +397,14 @@ def spawn_greenlet(function: Callable[[], Any]) -> None:
         home.post(function)
 
 
+def spawn(function: Callable[[], Any]) -> None:
+    """Run *function* in the background: in a greenlet where there are any, else a thread."""
+    if has_greenlets():
+        spawn_greenlet(function)
+    else:
+        start_thread(function)
+
+
 def log(
     logger: logging.Logger,
     level: int,
@@ -362,31 +429,33 @@ def log(
         home.post(emit)
 
 
-_native_handlers = 0
-
-
 def make_logging_native() -> None:
     """
     Give `logging` and its stream and file handlers native locks, in a patched process.
 
     Without this a user's backend that logs on a native thread leaves greenlets stuck for
     good. Handlers that may switch while they emit (sockets, HTTP) keep their greenlet
-    lock: a native lock held across a switch would stop the process. Called before user
-    code runs on a native thread; does nothing until a handler was added.
+    lock: a native lock held across a switch would stop the process. Called each time
+    before user code runs on a native thread, since handlers come and go.
     """
-    global _native_handlers
-    handlers = logging._handlerList  # type: ignore[attr-defined]
-    if len(handlers) == _native_handlers or not is_patched():
+    if not is_patched():
         return
-    new_rlock = original("_thread", "RLock")
-    native_type = type(new_rlock())
-    if not isinstance(logging._lock, native_type):  # type: ignore[attr-defined]
-        logging._lock = new_rlock()  # type: ignore[attr-defined]
-    for reference in list(handlers):
+    native_lock = original("_thread", "RLock")
+    _make_lock_native(logging, "_lock", native_lock)
+    for reference in list(logging._handlerList):  # type: ignore[attr-defined]
         handler = reference()
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler.lock, native_type):
-            handler.lock = new_rlock()
-    _native_handlers = len(handlers)
+        if isinstance(handler, logging.StreamHandler):
+            _make_lock_native(handler, "lock", native_lock)
+
+
+def _make_lock_native(owner: Any, name: str, native_lock: Any) -> None:
+    lock = getattr(owner, name)
+    if lock is None or isinstance(lock, native_lock):
+        return
+    # Not while somebody holds it: who takes the old lock and releases the new one fails.
+    if lock.acquire(blocking=False):
+        setattr(owner, name, native_lock())
+        lock.release()
 
 
 class _DetachedCalls:
@@ -434,11 +503,10 @@ def after_fork(owner: Any) -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _home, _detached, _native_handlers
+    global _home, _detached
     _mailboxes.clear()
     _own_threads.clear()
     _home = None
-    _native_handlers = 0
     clock.reset()
     _detached = _DetachedCalls()
     for owner in list(_forkables):

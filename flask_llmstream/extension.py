@@ -5,6 +5,7 @@ from __future__ import annotations
 import sysconfig
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -257,7 +258,7 @@ class LLMStream:
         waits for the first token, so that what fails before it has a status of its own.
 
         Args:
-            request: What to generate; completed in place.
+            request: What to generate. It stays as it is; a copy is completed and submitted.
             on_finish: Called once with the `Outcome`, in an app context, when the
                 response is over, also where the client left. Not for a request that was
                 refused.
@@ -311,8 +312,12 @@ class LLMStream:
 
         Args:
             call: Who asks.
-            request: Completed in place, then by the `before_submit` functions.
+            request: Stays as it is; a copy is completed, then by the `before_submit`
+                functions.
             models: Which the route offers; None is all.
+
+        Returns:
+            The completed copy, and the engine of its model.
 
         Raises:
             LLMStreamError: 404, 400 or 403, in this order.
@@ -323,6 +328,7 @@ class LLMStream:
                 "Submit to an engine to have the items yourself.",
                 param="stream_callback",
             )
+        request = copy(request)
         engine = self._route(call, request, models)
         request.request_id = request.request_id or call.request_id
         identity = call.key_name if self._identity_loader is None else self._identity_loader()

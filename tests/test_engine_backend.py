@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from concurrency import DEADLINE_SECONDS, wait_until
-from engine_fakes import FunctionBackend, TokenLog, ask, error_of
+from engine_fakes import FunctionBackend, TokenLog, ask, error_of, pass_deadline
 
 from flask_llmstream.core.lifecycle import State
 from flask_llmstream.core.messages import (
@@ -246,11 +246,12 @@ class TestYields:
                 closed_on.append(threading.get_ident())
                 raise ValueError("told to stop")
 
-        timeout = 0.1 if how == "deadline" else None
-        handle = engines(generate).submit(ask(), timeout_seconds=timeout)
+        handle = engines(generate).submit(ask(), timeout_seconds=60)
         assert is_inside.wait(5)
         if how == "cancel":
             handle.cancel()
+        else:
+            pass_deadline(handle)
         error_of(handle)
         assert closed_on == []
         gate.set()

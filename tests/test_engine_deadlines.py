@@ -8,7 +8,7 @@ from time import monotonic
 
 import pytest
 from concurrency import wait_until
-from engine_fakes import GatedBackend, TokenLog, ask, error_of, fill
+from engine_fakes import GatedBackend, TokenLog, ask, error_of, fill, pass_deadline, run_of
 
 from flask_llmstream.core.deadlines import Deadline
 from flask_llmstream.exceptions import DeadlineExceededError, EngineError
@@ -60,8 +60,9 @@ class TestPassed:
         tokens, backend = TokenLog(), GatedBackend()
         engine = engines(backend)
 
-        handle = engine.submit_streaming(ask("late"), tokens, timeout_seconds=0.1)
+        handle = engine.submit_streaming(ask("late"), tokens, timeout_seconds=60)
         backend.wait_for("late")
+        pass_deadline(handle)
 
         assert isinstance(error_of(handle, 5), DeadlineExceededError)
         stats = engine.queue_stats()
@@ -81,8 +82,8 @@ class TestPassed:
 
         assert isinstance(error_of(handle, 5), DeadlineExceededError)
         tokens.wait_for_final()
-        assert tokens.calls[0] == ("x", False)
         assert tokens.finals == 1
+        assert set(tokens.calls[:-1]) <= {("x", False)}
 
     def test_by_the_earlier_of_deadline_and_timeout(self, engines):
         backend = GatedBackend()
@@ -104,7 +105,7 @@ class TestMet:
         engine = engines(lambda request: "a")
         handle = engine.submit(ask(), timeout_seconds=60)
         assert handle.get(5).text == "a"
-        run = handle._cancel.__self__
+        run = run_of(handle)
 
         assert run.timer.function is None
         run.on_deadline()
@@ -116,7 +117,7 @@ class TestMet:
         handle = engines(lambda request: "a").submit(ask())
         handle.get(5)
 
-        assert handle._cancel.__self__.timer is None
+        assert run_of(handle).timer is None
 
     def test_waiting_for_the_answer_has_a_time_of_its_own(self, engines):
         backend = GatedBackend()
@@ -140,9 +141,7 @@ def test_nothing_keeps_a_request_that_is_over(engines, end, was_running):
     if not was_running:
         fill(engine, backend)
     tokens = TokenLog()
-    handle = engine.submit_streaming(
-        ask("a"), tokens, timeout_seconds=0.2 if end == "timed_out" else 60
-    )
+    handle = engine.submit_streaming(ask("a"), tokens, timeout_seconds=60)
     if was_running:
         backend.wait_for("a")
     if end == "cancelled":
@@ -152,7 +151,7 @@ def test_nothing_keeps_a_request_that_is_over(engines, end, was_running):
     elif end == "dropped":
         engine.submit(ask("newcomer"))
     elif end == "timed_out":
-        wait_until(handle.ready)
+        pass_deadline(handle)
     backend.open()
     tokens.wait_for_final()
     assert engine.wait_for_completion(5)

@@ -6,7 +6,16 @@ import threading
 
 import pytest
 from concurrency import DEADLINE_SECONDS, wait_until
-from engine_fakes import FunctionBackend, GatedBackend, ask, error_of, fill, submit_blocked
+from engine_fakes import (
+    FunctionBackend,
+    GatedBackend,
+    ask,
+    error_of,
+    fill,
+    pass_deadline,
+    run_of,
+    submit_blocked,
+)
 
 from flask_llmstream.core import runtime
 from flask_llmstream.core.messages import InferenceResponse
@@ -91,8 +100,9 @@ class TestStuckWorkers:
     def test_are_replaced_after_a_deadline_too(self, engines):
         backend = GatedBackend()
         engine = engines(backend, worker_threads=1, stuck_seconds=0)
-        engine.submit(ask("late"), timeout_seconds=0.1)
+        handle = engine.submit(ask("late"), timeout_seconds=60)
         backend.wait_for("late")
+        pass_deadline(handle)
         backend.open("next")
 
         assert engine.submit(ask("next")).get(5).text == "next!"
@@ -102,7 +112,7 @@ class TestStuckWorkers:
         engine = engines(backend, worker_threads=1, stuck_seconds=60)
         (running,) = fill(engine, backend)
         running.cancel()
-        run = running._cancel.__self__
+        run = run_of(running)
         timer = run.stuck_timer
         assert timer.function is not None
 
@@ -118,7 +128,7 @@ class TestStuckWorkers:
         engine = engines(backend, worker_threads=1, stuck_seconds=60)
         (running,) = fill(engine, backend)
         running.cancel()
-        check = running._cancel.__self__.stuck_timer.function
+        check = run_of(running).stuck_timer.function
         backend.open()
         wait_until(lambda: not engine.is_in_backend)
 
@@ -223,7 +233,7 @@ class TestStuckWorkers:
         )
         handles = [engine.submit(ask(prompt)) for prompt in "abc"]
         assert is_inside.wait(5)
-        runs = [handle._cancel.__self__ for handle in handles]
+        runs = [run_of(handle) for handle in handles]
         handles[0].cancel()
         wait_until(lambda: runs[0].stuck_timer.function is None)
         assert engine.worker_stats()["stuck"] == 0
@@ -243,7 +253,7 @@ def test_a_run_that_is_over_before_it_starts_never_reaches_the_backend(engines):
     waiting = [engine.submit(ask(prompt)) for prompt in "ab"]
     last = engine.submit(ask("c"))
     # Claimed, but not booked yet: the worker has to pass it over by itself.
-    runs = [handle._cancel.__self__ for handle in waiting]
+    runs = [run_of(handle) for handle in waiting]
     assert all(run.claim() for run in runs)
 
     backend.open()

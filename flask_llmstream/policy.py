@@ -6,6 +6,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from .dialects.extra_body import check_extra_body
 from .exceptions import AuthenticationError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def check_features(request: InferenceRequest, backend: Any, model: str) -> None:
                 + (f" of type {feature}." if param == "response_format" else "."),
                 param=param,
             )
+    if "extra_body" not in supports:
+        check_extra_body(request.extra_body)
 
 
 def _features_asked(request: InferenceRequest) -> Iterator[tuple[str, str]]:

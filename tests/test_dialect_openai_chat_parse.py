@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flask_llmstream.core.messages import Message, ToolCall
 from flask_llmstream.dialects import OpenAIChatDialect
+from flask_llmstream.dialects.extra_body import check_extra_body
 from flask_llmstream.exceptions import InvalidRequestError
 
 DIALECT = OpenAIChatDialect()
@@ -116,8 +117,11 @@ def test_a_single_stop_string_is_a_list_of_one():
     assert list(request(stop=[]).stop) == []
 
 
-def test_unknown_fields_are_ignored():
-    assert parse(min_p=0.1, service_tier="flex", store=True, prediction={"a": [1]}) == parse()
+def test_fields_without_a_name_are_kept_for_backends_that_pass_them_on():
+    extra = {"min_p": 0.1, "service_tier": "flex", "store": True, "prediction": {"a": [1]}}
+
+    assert request(**extra, seed=1, max_completion_tokens=2).extra_body == extra
+    check_extra_body(extra)
 
 
 def test_what_the_sdks_send_back_of_our_own_answers_is_accepted():
@@ -335,10 +339,10 @@ def test_fields_that_make_no_sense_are_named_by_their_path(fields, param):
 def test_a_field_that_no_backend_is_told_of_is_refused_unless_it_changes_nothing(
     field, value, neutral
 ):
-    error = refused(**{field: value})
+    with pytest.raises(InvalidRequestError, match="not supported") as caught:
+        check_extra_body(request(**{field: value}).extra_body)
 
-    assert error.param == field
-    assert "not supported" in error.message
+    assert caught.value.param == field
     assert parse(**{field: neutral}) == parse()
 
 
@@ -352,7 +356,10 @@ def test_a_field_that_no_backend_is_told_of_is_refused_unless_it_changes_nothing
     ],
 )
 def test_a_feature_that_is_not_here_is_refused(field, value):
-    assert refused(**{field: value}).message == f"{field}: is not supported; leave it out"
+    with pytest.raises(InvalidRequestError) as caught:
+        check_extra_body(request(**{field: value}).extra_body)
+
+    assert caught.value.message == f"{field}: is not supported by this model; leave it out"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from ..framing.text import TextRenderer
 from .chat_messages import MessageBody, read_messages
 from .decoding import decode, invalid
 from .encoding import encode
+from .extra_body import read_extra_body
 from .generation import GenerationBody, read_generation
 from .openai_objects import (
     call_id,
@@ -74,17 +75,12 @@ class _ChatBody(GenerationBody, kw_only=True):
 
 _DEPRECATED = {"functions": "tools", "function_call": "tool_choice"}
 
-# Field → the values, besides null, under which nothing is left to honour.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-    "moderation": (),
-    "reasoning_effort": (),
-    "verbosity": ("medium",),
+# What has a name in the request, or is about the answer's form. The rest of the fields
+# above is there for its type.
+_OWN_FIELDS = frozenset(GenerationBody.__struct_fields__) | {
+    "messages",
+    "max_completion_tokens",
+    "stream_options",
 }
 
 _decoder = msgspec.json.Decoder(_ChatBody)
@@ -118,14 +114,15 @@ class OpenAIChatDialect:
         Read a body.
 
         `max_completion_tokens` wins over the older `max_tokens`. `user` ends up in the
-        request's `metadata`.
+        request's `metadata`, and what has no name in a request in its `extra_body`.
 
         Raises:
             InvalidRequestError: Names the field in `param` and in its message.
         """
         chat = decode(_decoder, body)
-        _refuse_what_would_be_ignored(chat)
+        _refuse_deprecated(chat)
         request = read_generation(chat, messages=read_messages(chat.messages))
+        request.extra_body = read_extra_body(body, _OWN_FIELDS)
         if chat.max_completion_tokens is not None:
             request.max_tokens = chat.max_completion_tokens
         if chat.user is not None:
@@ -164,15 +161,10 @@ class OpenAIChatDialect:
         return encode(error_object(error))
 
 
-def _refuse_what_would_be_ignored(chat: _ChatBody) -> None:
+def _refuse_deprecated(chat: _ChatBody) -> None:
     for field, replacement in _DEPRECATED.items():
         if getattr(chat, field) is not None:
             raise invalid(field, f"is deprecated; use `{replacement}`")
-    for field, neutral in _NEUTRAL.items():
-        value = getattr(chat, field)
-        if value is not None and value not in neutral:
-            allowed = "".join(f" or send {encode(each).decode()}" for each in neutral)
-            raise invalid(field, f"is not supported; leave it out{allowed}")
 
 
 def _completion_id(request: InferenceRequest) -> str:

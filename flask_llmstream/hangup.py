@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import TYPE_CHECKING, Any
 
 from .core import runtime
+from .exceptions import RequestCancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Connection", "HangupWatcher", "connection_of"]
+__all__ = ["ClientLeftError", "Connection", "HangupWatcher", "connection_of"]
 
 _logger = logging.getLogger("flask_llmstream")
 
@@ -19,6 +21,22 @@ _EPOLLRDHUP = 0x2000
 _EPOLLERR = 0x008
 _EPOLLHUP = 0x010
 _EPOLLET = 1 << 31
+
+
+class ClientLeftError(RequestCancelledError, ConnectionResetError):
+    """
+    The client left, and with it went the request.
+
+    Servers know it as what a write to such a client raises, and log no traceback when it
+    comes out of a response's body.
+    """
+
+    message = "The client left."
+
+    def __init__(self) -> None:
+        super().__init__(self.message)
+        self.errno = errno.ECONNRESET  # gunicorn looks here,
+        self.args = (self.errno, self.message)  # gevent.pywsgi here.
 
 
 class HangupWatcher:

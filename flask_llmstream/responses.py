@@ -21,6 +21,7 @@ from .exceptions import (
     RequestCancelledError,
     SlowReaderError,
 )
+from .hangup import ClientLeftError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,7 +206,7 @@ class StreamBody:
         while not (self._pending or reception.channel.closed):
             self._pending = reception.receive(self._heartbeat_at)
             if self._connection.is_gone:
-                reception.leave(_client_left())
+                reception.leave(ClientLeftError())
             if monotonic() >= self._heartbeat_at:
                 break
         if not self._pending and isinstance(reception.outcome, LLMStreamError):
@@ -258,7 +259,7 @@ class StreamBody:
 
     def _keep_alive(self) -> bytes:
         if self._connection.is_gone:
-            self._reception.leave(_client_left())
+            self._reception.leave(ClientLeftError())
             return b""
         if self._is_probed or monotonic() >= self._heartbeat_at:
             self._is_probed = False
@@ -274,7 +275,12 @@ class StreamBody:
         frame = self._renderer.error(outcome)
         if frame is None:
             # No form for it: abort the transfer, so that it is no short success.
-            self._failure = IncompleteStreamError("The stream ended before the answer did.")
+            is_gone = isinstance(outcome, ClientLeftError)
+            self._failure = (
+                outcome
+                if is_gone
+                else IncompleteStreamError("The stream ended before the answer did.")
+            )
             return b""
         return frame
 
@@ -289,7 +295,7 @@ class StreamBody:
             self._stall_timer.cancel()
         if not self._is_ended:
             self._is_ended = True
-            self._reception.leave(_client_left())
+            self._reception.leave(ClientLeftError())
         self._on_close()
 
     def __del__(self) -> None:
@@ -312,7 +318,7 @@ class StreamBody:
             self._is_probed = True
             self._reception.channel.wake()
         else:
-            self._reception.leave(_client_left())
+            self._reception.leave(ClientLeftError())
 
     def _check_stall(self) -> None:
         """
@@ -344,7 +350,3 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
             target(*args)
 
     return call
-
-
-def _client_left() -> RequestCancelledError:
-    return RequestCancelledError("The client left.")

@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from .exceptions import LLMStreamError, RequestCancelledError
+from .hangup import ClientLeftError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ class TokenIterator:
         self._pending: deque[str] = deque()
         self._is_closed = False
         # Here a FIN counts as gone: there is nothing of ours to probe with.
-        connection.watch(lambda _: reception.leave(_left()))
+        connection.watch(lambda _: reception.leave(ClientLeftError()))
 
     def __iter__(self) -> TokenIterator:
         return self
@@ -68,9 +69,6 @@ class TokenIterator:
 
     def __del__(self) -> None:
         if not self._is_closed:
+            self._is_closed = True
             self._connection.unwatch()
             self._reception.leave(RequestCancelledError("The tokens were dropped."))
-
-
-def _left() -> RequestCancelledError:
-    return RequestCancelledError("The client left.")

@@ -228,6 +228,8 @@ class StreamBody:
                 return data
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            # Ourselves: a server that fails on a broken connection may not come to it.
+            self.close()
             raise failure
         raise StopIteration
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from .core import runtime
 from .exceptions import LLMStreamError, RequestCancelledError
 from .hangup import ClientLeftError
 
@@ -72,3 +73,4 @@ class TokenIterator:
             self._is_closed = True
             self._connection.unwatch()
             self._reception.leave(RequestCancelledError("The tokens were dropped."))
+            runtime.run_detached(self._on_close)

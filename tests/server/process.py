@@ -49,7 +49,7 @@ class Process:
                 command,
                 env={
                     **os.environ,
-                    "PYTHONPATH": str(TESTS),
+                    "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
                     "PYTHONUNBUFFERED": "1",
                     "SERVER_TEST_CONTROL": str(self.folder),
                     **(environment or {}),

@@ -13,9 +13,9 @@ from .engines.admission import BackpressurePolicy
 from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, Iterable, MutableMapping
 
-__all__ = ["PREFIX", "ApiKeys", "Settings"]
+__all__ = ["PREFIX", "ApiKeys", "Settings", "check_values", "model_ids"]
 
 PREFIX = "LLMSTREAM_"
 
@@ -210,3 +210,15 @@ def check_values(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, An
             shown = "" if name == "api_keys" else f", not {value!r}"
             raise ConfigurationError(f"{shown_name} must be {allowed}{shown}.") from exc
     return checked
+
+
+def model_ids(models: Iterable[str]) -> tuple[str, ...]:
+    """
+    An argument ``models``.
+
+    Raises:
+        ConfigurationError: It is one string, which would be a model a letter.
+    """
+    if isinstance(models, str):
+        raise ConfigurationError(f"models must be a list of model ids, not {models!r}.")
+    return tuple(models)

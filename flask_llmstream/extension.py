@@ -13,7 +13,7 @@ from flask import Flask, Response, current_app
 
 from .backends.function import FunctionBackend
 from .call import Call
-from .config import Settings
+from .config import Settings, model_ids
 from .core import runtime
 from .dialects import NativeDialect, Parsed
 from .engines.asynchronous import AsyncInferenceEngine
@@ -23,7 +23,6 @@ from .exceptions import (
     EngineClosedError,
     InvalidRequestError,
     LLMStreamError,
-    RequestCancelledError,
     UnknownModelError,
 )
 from .framing import negotiate
@@ -144,6 +143,10 @@ class LLMStream:
             options: As for `add_backend`.
         """
 
+        Raises:
+            ConfigurationError: As `add_backend`; or the function is asynchronous.
+
+        self._check_model_is_free(model)  # Now: ``@llm.backend`` alone passes the function.
         def register(function: F) -> F:
             self.add_backend(
                 model, FunctionBackend(function, worker=worker, supports=supports), **options
@@ -170,6 +173,10 @@ class LLMStream:
         """
         self._check_model_is_free(model)
         AsyncInferenceEngine(backend, **options)  # Now, where the mistake is, not later.
+        if isinstance(backend, type):
+            raise ConfigurationError(
+                f"{backend.__name__} is a class. Give an object: {backend.__name__}(…)."
+            )
         known = self._registrations.get(model)
         if known is None:
             self._registrations[model] = _Registration([backend], options)
@@ -186,10 +193,12 @@ class LLMStream:
             ConfigurationError: A model is taken.
         """
         for model in models:
+        models = model_ids(models)
             self._check_model_is_free(model)
             if model in self._registrations:
                 raise ConfigurationError(f"The model {model!r} has a backend already.")
             self._shared_engines[model] = engine
+        for model in models:
             for state in self._states.values():
                 state.engines[model] = engine
 

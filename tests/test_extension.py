@@ -207,10 +207,36 @@ def test_what_cannot_be_called_is_no_function(thing):
         LLMStream().backend("m")(thing)
 
 
+def test_the_decorator_needs_its_parentheses():
+    llm = LLMStream()
+    with pytest.raises(ConfigurationError, match="model id must be a non-empty string"):
+
+        @llm.backend
+        def echo(request):
+            yield "Hi"
+
+
+@pytest.mark.parametrize("model", ["", None, 5, b"m"])
+def test_a_model_id_is_a_string(model):
+    llm = LLMStream()
+    for register in (
+        lambda: llm.backend(model),
+        lambda: llm.add_backend(model, ScriptedBackend()),
+        lambda: llm.add_engine(AsyncInferenceEngine(ScriptedBackend()), models=[model]),
+    ):
+        with pytest.raises(ConfigurationError, match="model id must be a non-empty string"):
+            register()
+
+
 @pytest.mark.parametrize("thing", [None, object(), lambda request: "Hi"])
 def test_what_does_not_generate_is_no_backend(thing):
     with pytest.raises(ConfigurationError, match="neither generate"):
         LLMStream().add_backend("m", thing)
+
+
+def test_a_class_is_no_backend():
+    with pytest.raises(ConfigurationError, match=r"ScriptedBackend is a class.*ScriptedBackend\("):
+        LLMStream().add_backend("m", ScriptedBackend)
 
 
 @pytest.mark.parametrize("worker", ["process", "", None])
@@ -266,6 +292,12 @@ def test_supports_is_passed_on():
         assert llm.complete(wanted).text == "{}"
 
 
+@pytest.mark.parametrize("supports", ["tools", ["tool"], ["tools", "vision"]])
+def test_a_misspelt_feature_is_refused(supports):
+    with pytest.raises(ConfigurationError, match=r"supports must be .*json_object"):
+        LLMStream().backend("m", supports=supports)(lambda request: "Hi")
+
+
 # Engines.
 
 
@@ -290,6 +322,18 @@ def test_a_model_has_one_owner():
         llm.add_backend("engine", ScriptedBackend())
     with pytest.raises(ConfigurationError, match="'backend' has a backend already"):
         llm.add_engine(engine, models=["backend"])
+
+
+def test_an_engine_gets_all_of_its_models_or_none():
+    llm, _ = scripted(model="taken")
+    with pytest.raises(ConfigurationError, match="'taken'"):
+        llm.add_engine(AsyncInferenceEngine(ScriptedBackend()), models=["free", "taken"])
+    assert llm.models() == ["taken"]
+
+
+def test_one_model_as_a_string_would_be_several():
+    with pytest.raises(ConfigurationError, match="models must be a list of model ids, not 'ab'"):
+        LLMStream().add_engine(AsyncInferenceEngine(ScriptedBackend()), models="ab")
 
 
 def test_a_model_in_use_gets_no_further_backend():

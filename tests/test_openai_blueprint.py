@@ -208,6 +208,11 @@ def test_a_blueprint_offers_its_models_only():
     assert small.requests == []
 
 
+def test_one_model_as_a_string_would_be_a_list_of_letters():
+    with pytest.raises(Exception, match="models must be a list of model ids, not 'large'"):
+        LLMStream().openai_blueprint(models="large")
+
+
 def test_models_are_listed_in_their_order():
     llm, _ = scripted(model="b")
     llm.add_backend("a", ScriptedBackend())
@@ -508,6 +513,26 @@ def test_an_error_has_the_request_id_that_the_log_has(caplog):
 
 
 # Failures.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (UpstreamError("The model server is down."), 502, "upstream_error"),
+        (EngineError("Out of memory."), 500, "engine_error"),
+        (RequestDroppedError("Dropped."), 503, "request_dropped"),
+        (ValueError("secret"), 500, "engine_error"),
+    ],
+)
+def test_a_failure_before_the_first_token_has_a_status(error, status, code, stream):
+    llm, backend = scripted(error)
+    response = ask(client_of(llm), stream=stream)
+    assert response.status_code == status
+    assert response.content_type == "application/json"
+    assert error_of(response)["code"] == code
+    assert b"secret" not in response.data
+    backend.closed.wait()
 
 
 def test_a_failure_after_the_first_token_ends_the_stream_without_its_marker():

@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import ConfigurationError
+from ..typing import FEATURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +27,8 @@ class FunctionBackend:
         supports: What requests may ask of it; None leaves it unsaid. See `Backend`.
 
     Raises:
-        ConfigurationError: *function* is asynchronous, or nothing that can be called.
+        ConfigurationError: *function* is asynchronous, or nothing that can be called; or
+            *supports* names what is none of `FEATURES`.
     """
 
     def __init__(
@@ -49,6 +51,10 @@ class FunctionBackend:
         self.worker = worker
         if supports is not None:
             self.supports = frozenset(supports)
+            if not self.supports <= FEATURES:  # Also a string, which is a set of letters.
+                raise ConfigurationError(
+                    f"supports must be a list of {', '.join(sorted(FEATURES))}, not {supports!r}."
+                )
         self.__name__ = name
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response
 
-from ..config import check_values
+from ..config import check_values, model_ids
 from ..dialects import OpenAIChatDialect, model_list, model_object
 from ..errors import respond_to
 from ..exceptions import LLMStreamError, UnknownModelError
@@ -32,7 +32,7 @@ def openai_blueprint(
 ) -> Blueprint:
     """See `LLMStream.openai_blueprint`."""
     overrides = check_values(settings)
-    only = None if models is None else tuple(models)
+    only = None if models is None else model_ids(models)
     dialect = OpenAIChatDialect()
     created = int(time.time())
     blueprint = Blueprint(name, __name__, url_prefix="/v1")

@@ -141,12 +141,12 @@ class LLMStream:
             worker: ``"greenlet"`` for what waits on sockets.
             supports: `FEATURES` that requests may ask for; None: see `Backend`.
             options: As for `add_backend`.
-        """
 
         Raises:
             ConfigurationError: As `add_backend`; or the function is asynchronous.
-
+        """
         self._check_model_is_free(model)  # Now: ``@llm.backend`` alone passes the function.
+
         def register(function: F) -> F:
             self.add_backend(
                 model, FunctionBackend(function, worker=worker, supports=supports), **options
@@ -172,11 +172,11 @@ class LLMStream:
                 by an engine or in use already.
         """
         self._check_model_is_free(model)
-        AsyncInferenceEngine(backend, **options)  # Now, where the mistake is, not later.
         if isinstance(backend, type):
             raise ConfigurationError(
                 f"{backend.__name__} is a class. Give an object: {backend.__name__}(…)."
             )
+        AsyncInferenceEngine(backend, **options)  # Now, where the mistake is, not later.
         known = self._registrations.get(model)
         if known is None:
             self._registrations[model] = _Registration([backend], options)
@@ -192,13 +192,13 @@ class LLMStream:
         Raises:
             ConfigurationError: A model is taken.
         """
-        for model in models:
         models = model_ids(models)
+        for model in models:
             self._check_model_is_free(model)
             if model in self._registrations:
                 raise ConfigurationError(f"The model {model!r} has a backend already.")
-            self._shared_engines[model] = engine
         for model in models:
+            self._shared_engines[model] = engine
             for state in self._states.values():
                 state.engines[model] = engine
 

@@ -347,6 +347,7 @@ class LLMStream:
             request = complete(request)
             if request.model != model:
                 engine = self._route(call, request, None)
+        check_request_id(request)
         for check in self._permission_checks:
             check(identity, request)
         self._state(call.app).shutdown_watch.start()
@@ -394,6 +395,7 @@ class LLMStream:
             return response
         request, engine = self.admit(call, parsed.request, models=models)
         parsed = replace(parsed, request=request)
+        headers["X-Request-ID"] = request.request_id  # A view may have given it one.
         if not framing.streams:
             response = self._complete(call, request, engine, on_finish)
             return Response(dialect.document(parsed, response), headers=headers)

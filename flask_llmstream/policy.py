@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from .config import Settings
     from .core.messages import InferenceRequest
 
-__all__ = ["authenticate", "check_features", "check_limits", "request_id_for", "request_id_of"]
+__all__ = [
+    "authenticate",
+    "check_features",
+    "check_limits",
+    "check_request_id",
+    "request_id_for",
+    "request_id_of",
+]
 
 # Visible ASCII, as proxies and tracing tools make them; nothing that could split a header
 # or a log line.
@@ -37,6 +44,20 @@ def request_id_for(request: Request) -> str:
     if _ENVIRON_KEY not in request.environ:
         request.environ[_ENVIRON_KEY] = request_id_of(request.headers)
     return str(request.environ[_ENVIRON_KEY])
+
+
+def check_request_id(request: InferenceRequest) -> None:
+    """
+    Hold a view's own `request_id` to what a header can carry.
+
+    Raises:
+        InvalidRequestError: It is too long, or not of the letters that ids are made of.
+    """
+    if _REQUEST_ID.fullmatch(request.request_id) is None:
+        raise InvalidRequestError(
+            "request_id must be 1 to 128 ASCII letters, digits or any of . _ : / + = @ -",
+            param="request_id",
+        )
 
 
 def authenticate(headers: Headers, settings: Settings) -> str | None:

@@ -440,6 +440,23 @@ def test_a_failure_after_the_first_token_is_told_in_the_stream():
     assert "secret" not in response.text
 
 
+def test_a_request_may_have_an_id_of_its_own():
+    llm, backend = scripted("Hi")
+    client = streaming(llm, make_request=lambda: InferenceRequest(prompt="Hi", request_id="mine"))
+    response = client.get("/", headers={"X-Request-ID": "theirs"})
+    assert backend.requests[0].request_id == "mine"
+    assert response.headers["X-Request-ID"] == "mine"
+    assert data_of(response.text)[0]["id"] == "mine"
+
+
+@pytest.mark.parametrize("id", ["a b", "a\nSet-Cookie: x=1", "é", "x" * 129])
+def test_an_id_that_no_header_can_carry_is_refused(id):
+    llm, backend = scripted("Hi")
+    response = streaming(llm, make_request=lambda: InferenceRequest(request_id=id)).get("/")
+    assert response.status_code == 400
+    assert backend.requests == []
+
+
 def test_a_request_stays_as_it_is_and_can_be_asked_again():
     llm, backend = scripted("Hi")
     wanted = InferenceRequest(prompt="Hi")

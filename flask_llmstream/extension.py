@@ -9,12 +9,13 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, has_request_context
 
 from .backends.function import FunctionBackend
 from .call import Call
 from .config import Settings, model_ids
 from .core import runtime
+from .core.messages import InferenceRequest
 from .dialects import NativeDialect, Parsed
 from .engines.asynchronous import AsyncInferenceEngine
 from .errors import respond_to
@@ -34,7 +35,7 @@ from .tokens import TokenIterator
 if TYPE_CHECKING:
     from flask import Blueprint
 
-    from .core.messages import InferenceRequest, InferenceResponse
+    from .core.messages import InferenceResponse
     from .responses import Outcome
     from .typing import Dialect, Engine, WorkerKind
 
@@ -340,18 +341,24 @@ class LLMStream:
         request = copy(request)
         engine = self._route(call, request, models)
         request.request_id = request.request_id or call.request_id
-        identity = call.key_name if self._identity_loader is None else self._identity_loader()
-        request.identity = identity if request.identity is None else request.identity
+        if request.identity is None:
+            request.identity = self._identify(call)
         for complete in self._before_submit:
-            model = request.model
-            request = complete(request)
-            if request.model != model:
-                engine = self._route(call, request, None)
+            request = _completed(complete, request)
+        if self._before_submit:
+            # The app's own functions may choose any model, also one not offered here.
+            engine = self._route(call, request, None)
         check_request_id(request)
         for check in self._permission_checks:
-            check(identity, request)
+            check(request.identity, request)
         self._state(call.app).shutdown_watch.start()
         return request, engine
+
+    def _identify(self, call: Call) -> Any:
+        """Who asks in this HTTP request; None outside of one."""
+        if self._identity_loader is None:
+            return call.key_name
+        return self._identity_loader() if has_request_context() else None
 
     def _route(self, call: Call, request: InferenceRequest, models: Iterable[str] | None) -> Engine:
         offered = list(self.models() if models is None else models)
@@ -497,6 +504,24 @@ def _current_app() -> Flask:
             "There is no current app. Call this in a request, or under app.app_context()."
         )
     return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
+
+
+def _completed(
+    complete: Callable[[InferenceRequest], InferenceRequest], request: InferenceRequest
+) -> InferenceRequest:
+    """What a `before_submit` function made of *request*."""
+    completed = complete(request)
+    if not isinstance(completed, InferenceRequest):
+        raise ConfigurationError(
+            f"The before_submit function {getattr(complete, '__name__', complete)!r} must return "
+            f"the InferenceRequest, not {completed!r}."
+        )
+    # It may be a new one.
+    completed.model = completed.model or request.model
+    completed.request_id = completed.request_id or request.request_id
+    if completed.identity is None:
+        completed.identity = request.identity
+    return completed
 
 
 def _balanced(backends: list[Any]) -> Any:

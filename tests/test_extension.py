@@ -669,6 +669,18 @@ def test_without_a_loader_it_is_the_name_of_the_api_key():
     assert backend.requests[0].identity == "alice"
 
 
+def test_outside_of_a_request_nobody_asks_unless_it_is_said():
+    llm, backend = scripted("Hi")
+    seen = []
+    llm.identity_loader(lambda: request.headers["X-User"])
+    llm.permission_check(lambda identity, request: seen.append(identity))
+    with make_app(llm).app_context():
+        llm.complete(HI)
+        llm.complete(InferenceRequest(prompt="Hi", identity="nightly job"))
+    assert [each.identity for each in backend.requests] == [None, "nightly job"]
+    assert seen == [None, "nightly job"]
+
+
 def test_an_identity_is_never_carried_over_to_the_next_who_asks():
     llm, backend = scripted("Hi")
     llm.identity_loader(lambda: request.headers["X-User"])
@@ -824,6 +836,19 @@ def test_another_model_is_held_to_its_own_features():
     assert unable.requests == []
 
 
+def test_what_before_submit_adds_is_held_to_the_features_too():
+    llm, backend = scripted("Hi", supports=())
+
+    @llm.before_submit
+    def add(request):
+        request.response_format = {"type": "json_object"}
+        return request
+
+    with make_app(llm).app_context(), pytest.raises(InvalidRequestError, match="json_object"):
+        llm.complete(HI)
+    assert backend.requests == []
+
+
 def test_a_model_that_before_submit_makes_up_is_404():
     llm, _ = scripted("Hi")
 
@@ -847,6 +872,20 @@ def test_before_submit_may_refuse():
     assert response.status_code == 429
     assert response.headers["Retry-After"] == "60"
     assert backend.requests == []
+
+
+def test_before_submit_must_return_the_request():
+    llm, _ = scripted("Hi")
+
+    @llm.before_submit
+    def forget(request):
+        request.max_tokens = 7
+
+    with (
+        make_app(llm).app_context(),
+        pytest.raises(ConfigurationError, match=r"forget.* must return .*InferenceRequest"),
+    ):
+        llm.complete(HI)
 
 
 # Whole answers.

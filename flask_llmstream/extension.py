@@ -24,11 +24,13 @@ from .exceptions import (
     EngineClosedError,
     InvalidRequestError,
     LLMStreamError,
+    PermissionDeniedError,
     UnknownModelError,
 )
 from .framing import negotiate
 from .gunicorn import ShutdownWatch
-from .policy import check_features, check_limits
+from .hangup import ClientLeftError
+from .policy import check_features, check_limits, check_request_id
 from .responses import StreamBody
 from .tokens import TokenIterator
 
@@ -225,7 +227,12 @@ class LLMStream:
         return function
 
     def permission_check(self, function: F) -> F:
-        """Decorate what may raise PermissionDeniedError: (identity, InferenceRequest) → None."""
+        """
+        Decorate what may refuse a request: (identity, InferenceRequest) → None.
+
+        It raises PermissionDeniedError; to return False means the same, so that a check
+        which forgets to raise lets nobody in.
+        """
         self._permission_checks.append(function)
         return function
 
@@ -350,7 +357,8 @@ class LLMStream:
             engine = self._route(call, request, None)
         check_request_id(request)
         for check in self._permission_checks:
-            check(request.identity, request)
+            if check(request.identity, request) is False:
+                raise PermissionDeniedError("You may not ask this.")
         self._state(call.app).shutdown_watch.start()
         return request, engine
 
@@ -396,10 +404,10 @@ class LLMStream:
             # Neither caches nor nginx may hold tokens back.
             headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         if call.method == "HEAD":
-            response = Response(headers=headers)
+            head = Response(headers=headers)
             # Werkzeug would declare 0, the length of this body and not of GET's.
-            response.automatically_set_content_length = False
-            return response
+            head.automatically_set_content_length = False
+            return head
         request, engine = self.admit(call, parsed.request, models=models)
         parsed = replace(parsed, request=request)
         headers["X-Request-ID"] = request.request_id  # A view may have given it one.
@@ -431,7 +439,7 @@ class LLMStream:
     ) -> InferenceResponse:
         handle = call.submit(engine, request, call.budgets(streams=False))
         # Nothing was sent, so there is nothing to probe a half-closed client with.
-        call.connection.watch(lambda _: handle.cancel(RequestCancelledError("The client left.")))
+        call.connection.watch(lambda _: handle.cancel(ClientLeftError()))
         try:
             return handle.get()
         except BaseException:

@@ -729,6 +729,13 @@ def test_a_permission_check_holds_for_every_way_to_ask():
     assert backend.requests == []
 
 
+def test_a_permission_check_that_says_false_means_no():
+    llm, backend = scripted("Hi")
+    llm.permission_check(lambda identity, request: False)
+    assert all_ways(llm, HI) == [PermissionDeniedError] * 3 + [403]
+    assert backend.requests == []
+
+
 @pytest.mark.parametrize("answer", [None, True, "yes", 0])
 def test_a_permission_check_that_says_anything_else_means_yes(answer):
     llm, _ = scripted("Hi")

@@ -89,11 +89,10 @@ class Call:
         return budgets_of(self.headers, self.settings, streams=streams)
 
     def receive(
-        self, engine: Engine, request: InferenceRequest
+        self, engine: Engine, request: InferenceRequest, budgets: Budgets
     ) -> tuple[InferenceHandle, Reception]:
         """Submit *request* as a stream that this side reads."""
         settings = self.settings
-        budgets = self.budgets(streams=True)
         channel = Channel(
             size=settings.channel_size,
             max_bytes=settings.channel_bytes,

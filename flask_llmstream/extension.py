@@ -37,6 +37,7 @@ from .tokens import TokenIterator
 if TYPE_CHECKING:
     from flask import Blueprint
 
+    from .core.deadlines import Budgets
     from .core.messages import InferenceResponse
     from .responses import Outcome
     from .typing import Dialect, Engine, WorkerKind
@@ -295,7 +296,8 @@ class LLMStream:
             LLMStreamError: The request was refused, or failed.
         """
         call = self.call()
-        return self._complete(call, *self.admit(call, request))
+        budgets = call.budgets(streams=False)
+        return self._complete(call, *self.admit(call, request), budgets)
 
     def tokens(self, request: InferenceRequest) -> TokenIterator:
         """
@@ -307,8 +309,9 @@ class LLMStream:
             LLMStreamError: The request was refused.
         """
         call = self.call()
+        budgets = call.budgets(streams=True)
         request, engine = self.admit(call, request)
-        handle, reception = call.receive(engine, request)
+        handle, reception = call.receive(engine, request, budgets)
         iterator = TokenIterator(reception, call.connection, call.finisher(request, handle))
         call.unless_answered(iterator.close)
         return iterator
@@ -408,13 +411,14 @@ class LLMStream:
             # Werkzeug would declare 0, the length of this body and not of GET's.
             head.automatically_set_content_length = False
             return head
+        budgets = call.budgets(streams=framing.streams)
         request, engine = self.admit(call, parsed.request, models=models)
         parsed = replace(parsed, request=request)
         headers["X-Request-ID"] = request.request_id  # A view may have given it one.
         if not framing.streams:
-            response = self._complete(call, request, engine, on_finish)
+            response = self._complete(call, request, engine, budgets, on_finish)
             return Response(dialect.document(parsed, response), headers=headers)
-        handle, reception = call.receive(engine, request)
+        handle, reception = call.receive(engine, request, budgets)
         body = StreamBody(
             reception,
             dialect.renderer(parsed, framing),
@@ -435,9 +439,10 @@ class LLMStream:
         call: Call,
         request: InferenceRequest,
         engine: Engine,
+        budgets: Budgets,
         on_finish: Callable[[Outcome], Any] | None = None,
     ) -> InferenceResponse:
-        handle = call.submit(engine, request, call.budgets(streams=False))
+        handle = call.submit(engine, request, budgets)
         # Nothing was sent, so there is nothing to probe a half-closed client with.
         call.connection.watch(lambda _: handle.cancel(ClientLeftError()))
         try:

@@ -505,6 +505,18 @@ def test_a_timeout_that_makes_no_sense_is_refused(value):
     assert backend.requests == []
 
 
+def test_a_timeout_that_makes_no_sense_stops_all_of_llm_alike():
+    llm, backend = scripted("Hi")
+    app = make_app(llm)
+    checks = []
+    llm.permission_check(lambda identity, request: checks.append(request))
+    with app.test_request_context(headers={"X-Request-Timeout": "soon"}):
+        for use in (llm.stream, llm.complete, llm.tokens):
+            with pytest.raises(InvalidRequestError):
+                use(HI)
+    assert backend.requests == checks == []
+
+
 @pytest.mark.parametrize(("asked", "given"), [("7", 7), ("900", 900), ("1e9", 3600)])
 def test_a_client_says_how_long_it_waits(asked, given):
     llm, backend = scripted("Hi")

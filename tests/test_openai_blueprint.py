@@ -308,6 +308,22 @@ STEPS = [
 ]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("status", "fields", "headers"), STEPS)
+def test_refusals_come_in_their_order_and_queue_nothing(status, fields, headers, stream):
+    llm, backend = scripted("Hi", supports=())
+    response = ask(refusing(llm), headers=headers, stream=stream, **fields)
+    assert response.status_code == status
+    assert response.content_type == "application/json"
+    assert set(error_of(response)) == {"message", "type", "param", "code", "retryable"}
+    assert response.headers["x-should-retry"] == "false"
+    assert response.headers["X-Request-ID"]
+    assert ("WWW-Authenticate" in response.headers) == (status == 401)
+    assert backend.requests == []
+    if status not in (413, 401):
+        assert not any(stats_of(llm).values())
+
+
 def stats_of(llm):
     """Nothing was ever submitted where no engine was made, or its counters are zero."""
     return {

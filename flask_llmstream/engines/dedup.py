@@ -107,9 +107,6 @@ class ResponseCache:
             if len(self._entries) > self._size:
                 self._entries.popitem(last=False)
 
-    def clear(self) -> None:
-        self._entries.clear()
-
 
 class _Flight:
     """
@@ -381,9 +378,12 @@ class Deduplicator:
 
     def clear(self) -> None:
         """Forget every answer; those under way are for who waits already, and not kept."""
+        fresh = ResponseCache(self._size, self._ttl_seconds)
         with self._lock:
-            self._cache.clear()
-            self._flights.clear()
+            # Swapped, not emptied: constant time, and what goes away goes after the lock.
+            before = self._cache, self._flights
+            self._cache, self._flights = fresh, {}
+        del before
 
     def statistics(self) -> dict[str, int]:
         """``cache_size``, ``cache_hits``, ``cache_misses``, ``joined``, ``in_flight``."""

@@ -137,18 +137,20 @@ class Call:
         """What to call once, when the answer is out or given up. It raises nothing."""
         app = self.app
 
+        def send(outcome: Outcome) -> None:
+            request_finished.send(app, outcome=outcome)
+
         def finish() -> None:
             if on_finish is None and not request_finished.receivers:
                 return
             outcome = outcome_of(request, handle)
             with app.app_context():
-                try:
-                    if on_finish is not None:
-                        on_finish(outcome)
-                    request_finished.send(app, outcome=outcome)
-                except Exception:
-                    _logger.exception(
-                        "A receiver of the outcome failed (request %s).", request.request_id
-                    )
+                for tell in filter(None, (on_finish, send)):
+                    try:
+                        tell(outcome)
+                    except Exception:
+                        _logger.exception(
+                            "A receiver of the outcome failed (request %s).", request.request_id
+                        )
 
         return finish

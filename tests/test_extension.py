@@ -1052,6 +1052,27 @@ def test_the_signal_is_sent_for_every_way_to_ask():
     assert seen == [(True, "tests", "Hi", None)] * 3
 
 
+def test_the_signal_comes_though_on_finish_fails(caplog):
+    llm, _ = scripted("Hi")
+
+    def fail(outcome):
+        raise RuntimeError("The database is down.")
+
+    client = streaming(llm, on_finish=fail)
+    seen = Outcomes()
+
+    def receive(sender, outcome):
+        seen(outcome)
+
+    with request_finished.connected_to(receive, client.application):
+        response = client.get("/", headers={"X-Request-ID": "req-7"})
+        assert "[DONE]" in response.text
+        response.close()
+    assert [outcome.text for outcome in seen] == ["Hi"]
+    assert "The database is down." in caplog.text
+    assert "req-7" in caplog.text
+
+
 def test_a_receiver_that_fails_harms_nobody(caplog):
     llm, _ = scripted("Hi")
     client = streaming(llm)

@@ -31,7 +31,7 @@ class Engines:
             stats = engine.queue_stats()
             check_books(stats)
             assert (stats["waiting"], stats["running"], stats["blocked"]) == (0, 0, 0)
-            assert engine.worker_stats()["busy"] == 0
+            wait_until(lambda engine=engine: engine.worker_stats()["busy"] == 0)
             assert engine.worker_stats()["stuck"] == 0
             assert not engine._live
 

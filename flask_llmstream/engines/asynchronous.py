@@ -129,6 +129,7 @@ class AsyncInferenceEngine:
         self._blocked = PriorityQueue()
         self._live: dict[str, set[Run]] = {}
         self._running = 0
+        self._given = 0  # Requests that a callback backend holds, cancelled ones included.
         self._rate = ServiceRate()
         self._totals: Counter[str] = Counter()
         self._refusal: EngineClosedError | None = None
@@ -303,7 +304,7 @@ class AsyncInferenceEngine:
         return len(self._waiting) + self._occupied() < self._queue_size + self._capacity
 
     def _occupied(self) -> int:
-        return self._running if self._takes_callbacks else self._pool.busy
+        return self._given if self._takes_callbacks else self._pool.busy
 
     @property
     def _is_exhausted(self) -> bool:
@@ -399,6 +400,7 @@ class AsyncInferenceEngine:
         run.state = advance(run.state, State.RUNNING)
         run.started_at = monotonic()
         self._running += 1
+        self._given += self._takes_callbacks
 
     def _take_more(self, taken: tuple[Run, ...], limits: BatchLimits) -> tuple[Run, ...]:
         """Under the lock: what goes into one batch with *taken*."""
@@ -430,7 +432,7 @@ class AsyncInferenceEngine:
     def _work(self, worker: Worker) -> None:
         runs = worker.runs
         if self._takes_callbacks:
-            runs[0].start_callbacks(self.backend)
+            runs[0].start_callbacks(self.backend, self._give_back)
             return
         limits = self._batch_limits
         generate_batch = None
@@ -446,6 +448,15 @@ class AsyncInferenceEngine:
             return
         for run in worker.runs:
             run.generate(self.backend)
+
+    def _give_back(self) -> None:
+        """A callback backend has nothing more to do for one of its requests."""
+        with self._lock:
+            self._given -= 1
+            self._admit_blocked()
+            wake = self._pool.wake_one() if self._waiting else None
+        if wake is not None:
+            wake()
 
     def _fill_batch(self, worker: Worker, limits: BatchLimits) -> None:
         """Keep *worker*'s batch open for others, until it is full or the time is over."""
@@ -533,9 +544,6 @@ class AsyncInferenceEngine:
                 self._rate.add(monotonic() - run.started_at)
             if self._takes_callbacks:
                 effects.append(run.finish_detached)
-                wake = self._pool.wake_one() if self._waiting else None
-                if wake is not None:
-                    effects.append(wake)
             elif error is not None and run.worker is not None:
                 run.stuck_timer = runtime.clock.call_at(
                     monotonic() + self._stuck_seconds, partial(self._check_stuck, run.worker, run)

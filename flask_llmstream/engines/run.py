@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ..core.assembly import Assembler
 from ..core.channel import Channel
 from ..core.deadlines import Deadline
 from ..core.lifecycle import State
-from ..core.messages import InferenceResponse
+from ..core.messages import Finish, InferenceResponse
 from ..exceptions import (
     ConfigurationError,
     DeadlineExceededError,
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 _logger = logging.getLogger("flask_llmstream.engine")
+
+
+def _nothing() -> None: ...
+
+
 _FAILED = "The model backend failed. The server's log says how."
 
 
@@ -63,10 +69,13 @@ class Run:
     """
 
     __slots__ = (
+        "_backend_finishes",
         "_cancels",
         "_claims",
         "_emit_to",
         "_finals",
+        "_give_back",
+        "_is_left",
         "_serial",
         "_settle",
         "_stops",
@@ -127,7 +136,10 @@ class Run:
         # list.pop() is atomic: each of these is taken once, whoever comes.
         self._claims = [True]
         self._finals = [] if token_callback is None else [token_callback]
-        self._stops: list[Callable[[], Any]] = []
+        self._stops: list[Any] = []  # A callback backend's cancel, if it gave one.
+        self._give_back: Callable[[], None] = _nothing
+        self._backend_finishes = 0
+        self._is_left = False  # The backend ended it by itself: there is nothing to cancel.
         self._cancels: list[Callable[[], Any]] = []
         # Tried, never waited for: it only tells that two threads emit at once. So it may
         # stay held while a greenlet parks in a full channel.
@@ -247,24 +259,22 @@ class Run:
         Thread safety: serial, from one producing thread at a time; a second one at the
         same time ends the run with an error.
         """
+        if not self.is_over:
+            if self._serial.acquire(False):
+                try:
+                    if monotonic() >= self.deadline_at:
+                        self.on_deadline()
+                    else:
+                        for each in self.assembler.accept(item):
+                            self._pass_on(each)
+                except BaseException as exc:
+                    self.end(self._as_error(exc))
+                finally:
+                    self._serial.release()
+            else:
+                self._fail_as_concurrent()
         if self.is_over:
             # Perhaps long ago: only now does the producer come back.
-            self.send_final()
-            return False
-        if not self._serial.acquire(False):
-            self._fail_as_concurrent()
-            return False
-        try:
-            if monotonic() >= self.deadline_at:
-                self.on_deadline()
-            else:
-                for each in self.assembler.accept(item):
-                    self._pass_on(each)
-        except BaseException as exc:
-            self.end(self._as_error(exc))
-        finally:
-            self._serial.release()
-        if self.is_over:
             self.send_final()
             return False
         return not self.assembler.is_cut
@@ -412,66 +422,76 @@ class Run:
 
     # A callback backend's part: no worker waits, so whoever ends it does what is left.
 
-    def start_callbacks(self, backend: Any) -> None:
-        """Hand the request to *backend*, which emits from its own threads."""
-        emit_to = self._emit_to
-        channel = getattr(emit_to, "__self__", None)
+    def start_callbacks(self, backend: Any, give_back: Callable[[], None]) -> None:
+        """
+        Hand the request to *backend*, which emits from its own threads.
+
+        Args:
+            backend: A `CallbackBackend`.
+            give_back: Called once, when the backend has nothing more to do for it.
+        """
+        self._give_back = give_back
+        channel = getattr(self._emit_to, "__self__", None)
         if isinstance(channel, Channel):
             # A continuously batching engine must not wait for one slow reader.
             self._emit_to = channel.send_nowait
         runtime.make_logging_native()
+        cancel = None
         try:
             with self.context():
-                cancel = backend.submit(self.request, self.emit_nowait)
+                if not self.is_over:
+                    cancel = backend.submit(self.request, self.emit_nowait)
         except BaseException as exc:
-            self._finish_callbacks(self._as_error(exc))
-            return
+            self._conclude(self._as_error(exc))
         self._stops.append(cancel)
         if self.is_over:
-            self.stop_backend()
+            self._leave_backend()
 
     def emit_nowait(self, item: Item | BaseException) -> bool:
         """What a callback backend calls: like `emit`, and an exception ends the run."""
         if isinstance(item, BaseException):
-            self._finish_callbacks(self._as_error(item))
+            self._is_left = True
+            self._conclude(self._as_error(item))
             return False
+        if isinstance(item, Finish):
+            self._backend_finishes += 1
         goes_on = self.emit(item)
-        if self.is_over:
-            self._send_final_if_idle()
-        elif self.assembler.is_cut or self.assembler.finished_choices >= self.request.n:
-            if self.assembler.is_cut:
-                self.stop_backend()
-            self._finish_callbacks(None)
+        assembler, n = self.assembler, self.request.n
+        if not self.is_over and (assembler.is_cut or assembler.finished_choices >= n):
+            # Else a choice was cut here, and the backend still works on it.
+            self._is_left = self._backend_finishes >= n
+            self._finish_callbacks()
             return False
         return goes_on
 
-    def stop_backend(self) -> None:
-        """Call the backend's cancel, once, where it gave one."""
+    def _finish_callbacks(self) -> None:
+        error: LLMStreamError | None = None
+        try:
+            self._flush()
+        except BaseException as exc:
+            error = self._as_error(exc)
+        self._conclude(error)
+
+    def finish_detached(self) -> None:
+        """It is over, perhaps from outside: tell the backend, and the token callback."""
+        self._leave_backend()
+        if self._finals:
+            runtime.run_detached(self.send_final)
+
+    def _leave_backend(self) -> None:
+        """Cancel what the backend has not ended by itself, and give its place back; once."""
         try:
             cancel = self._stops.pop()
         except IndexError:
-            return
-        if callable(cancel):
-            runtime.run_detached(cancel)
+            return  # Not submitted yet: that will see that it is over.
+        if callable(cancel) and not self._is_left:
+            runtime.run_detached(partial(self._stop_backend, cancel))
+        else:
+            self._give_back()
 
-    def finish_detached(self) -> None:
-        """It was ended from outside: tell the backend, and the token callback."""
-        self.stop_backend()
-        if self._finals:
-            runtime.run_detached(self._send_final_if_idle)
-
-    def _send_final_if_idle(self) -> None:
-        # Where the producer is inside `emit`, it sees `is_over` when it leaves.
-        if self._serial.acquire(False):
-            try:
-                self.send_final()
-            finally:
-                self._serial.release()
-
-    def _finish_callbacks(self, error: LLMStreamError | None) -> None:
+    def _stop_backend(self, cancel: Callable[[], Any]) -> None:
+        # In this order, so that a backend never holds more than its max_concurrency.
         try:
-            if error is None:
-                self._flush()
-        except LLMStreamError as exc:
-            error = exc
-        self._conclude(error)
+            cancel()
+        finally:
+            self._give_back()

@@ -140,12 +140,14 @@ class Call:
         def send(outcome: Outcome) -> None:
             request_finished.send(app, outcome=outcome)
 
+        receivers = (send,) if on_finish is None else (on_finish, send)
+
         def finish() -> None:
             if on_finish is None and not request_finished.receivers:
                 return
             outcome = outcome_of(request, handle)
             with app.app_context():
-                for tell in filter(None, (on_finish, send)):
+                for tell in receivers:
                     try:
                         tell(outcome)
                     except Exception:

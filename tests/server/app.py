@@ -54,7 +54,8 @@ def play(recorder, inference_request):
                 raise RuntimeError(arguments[0])
             elif verb == "flood":
                 count, size = arguments
-                for _ in range(count):
+                for number in range(count):
+                    recorder.progress[id] = number
                     yield "x" * size
         recorder.record(id, "played")
     finally:
@@ -88,6 +89,8 @@ def create_app():
             return next(e for e in recorder.events(id) if e["name"] == command["name"])
         elif command["do"] == "events":
             return recorder.events(id)
+        elif command["do"] == "progress":
+            return recorder.progress.get(id, 0)
         elif command["do"] == "stats":
             with app.app_context():
                 engine = llm.engine_of(command["model"])
@@ -175,8 +178,12 @@ def _add_routes(app, llm, recorder):
 
     @app.post("/after/<how>")
     def fail_after_stream(how):
-        """What an app may do to a stream that it has begun."""
-        response = stream(_asked())
+        """What an app may do to an answer that it has begun."""
+        asked = _asked()
+        if asked.get("as_tokens"):
+            response = Response(llm.tokens(_inference_request(asked)))
+        else:
+            response = stream(asked)
         if how == "exception":
             raise LookupError("The app fails after llm.stream().")
         if how == "abort":

@@ -24,10 +24,14 @@ class Recorder:
     """
     The worker's side: what happened, and gates that hold backends.
 
+    Attributes:
+        progress: How many tokens of its flood a request has yielded, by id.
+
     Thread safety: every method, from any thread or greenlet.
     """
 
     def __init__(self):
+        self.progress = {}
         self._events = {}
         self._signals = {}
 
@@ -126,6 +130,10 @@ class Control:
         """What happened to request *id*, in order."""
         events = self.tell("events", id=id)
         return events if name is None else [event for event in events if event["name"] == name]
+
+    def progress(self, id):
+        """How many tokens of its flood request *id* has yielded."""
+        return self.tell("progress", id=id)
 
     def stats(self, model):
         """The engine's queue and worker stats together."""

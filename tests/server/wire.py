@@ -119,7 +119,7 @@ class Answer:
         self.headers = {name.lower(): value for name, value in self.fields}
         self.pieces = []
         self.ending = None
-        self.raw = b""
+        self.raw = bytearray()
         self._client = client
         self._decoder = None
         self._bytes_left = None if has_body else 0

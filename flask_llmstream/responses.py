@@ -231,6 +231,8 @@ class StreamBody:
             # Ourselves: a server that fails on a broken connection may not come to it.
             self.close()
             raise failure
+        # The transfer coding's last chunk may find no room, either.
+        self._writing_since = monotonic()
         raise StopIteration
 
     def _next_frames(self) -> bytes:

@@ -81,3 +81,19 @@ def test_a_client_that_reads_late_but_in_time_gets_everything(server):
     assert answer.ending == "complete"
     assert len(answer.body) == count * TOKEN_BYTES
     assert server.control.wait(id, "finished")["code"] is None
+
+
+def test_a_server_stuck_in_the_last_chunk_is_freed():
+    app = Flask(__name__)
+    app.config["LLMSTREAM_SLOW_READER_SECONDS"] = 0.2
+    llm = LLMStream(app)
+    llm.add_backend("scripted", ScriptedBackend("a"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(10.0)
+        with app.test_request_context(environ_overrides={"gunicorn.socket": ours}):
+            response = llm.stream(InferenceRequest(prompt="?"))
+        assert b"[DONE]" in b"".join(response.response)
+        # The server would write its last chunk now, and find no room for it.
+        assert theirs.recv(1) == b""
+        response.response.close()

@@ -93,8 +93,7 @@ class LLMStream:
                 "flask_llmstream is not proven on free-threaded Python yet. "
                 "Use the regular build of the same version."
             )
-        self._registrations: dict[str, _Registration] = {}
-        self._shared_engines: dict[str, Engine] = {}
+        self._models: dict[str, _Registration | Engine] = {}
         self._states: weakref.WeakKeyDictionary[Flask, _AppState] = weakref.WeakKeyDictionary()
         self._identity_loader: Callable[[], Any] | None = None
         self._before_submit: list[Callable[[InferenceRequest], InferenceRequest]] = []
@@ -181,9 +180,9 @@ class LLMStream:
                 f"{backend.__name__} is a class. Give an object: {backend.__name__}(…)."
             )
         AsyncInferenceEngine(backend, **options)  # Now, where the mistake is, not later.
-        known = self._registrations.get(model)
-        if known is None:
-            self._registrations[model] = _Registration([backend], options)
+        known = self._models.get(model)
+        if not isinstance(known, _Registration):
+            self._models[model] = _Registration([backend], options)
             return
         _balanced([*known.backends, backend])
         known.backends.append(backend)
@@ -199,17 +198,18 @@ class LLMStream:
         models = model_ids(models)
         for model in models:
             self._check_model_is_free(model)
-            if model in self._registrations:
+            if model in self._models:
                 raise ConfigurationError(f"The model {model!r} has a backend already.")
         for model in models:
-            self._shared_engines[model] = engine
+            self._models[model] = engine
             for state in self._states.values():
                 state.engines[model] = engine
 
     def _check_model_is_free(self, model: str) -> None:
         if not isinstance(model, str) or not model:
             raise ConfigurationError(f"A model id must be a non-empty string, not {model!r}.")
-        if model in self._shared_engines:
+        owner = self._models.get(model)
+        if not (owner is None or isinstance(owner, _Registration)):
             raise ConfigurationError(f"The model {model!r} has an engine already.")
         if any(model in state.engines for state in self._states.values()):
             raise ConfigurationError(
@@ -458,7 +458,7 @@ class LLMStream:
 
     def models(self) -> list[str]:
         """The ids of all models, in the order of their registration."""
-        return [*self._registrations, *self._shared_engines]
+        return list(self._models)
 
     def settings(self) -> Settings:
         """The current app's."""
@@ -492,12 +492,10 @@ class LLMStream:
         engine = state.engines.get(model)
         if engine is not None:
             return engine
-        engine = self._shared_engines.get(model)
-        if engine is None:
-            registration = self._registrations.get(model)
-            if registration is None:
-                return None
-            engine = _make_engine(registration, state.settings)
+        owner = self._models.get(model)
+        if owner is None:
+            return None
+        engine = _make_engine(owner, state.settings) if isinstance(owner, _Registration) else owner
         with state.lock:
             return state.engines.setdefault(model, engine)
 

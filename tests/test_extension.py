@@ -1105,6 +1105,13 @@ def test_an_engine_error_of_one_request_leaves_the_next_one_alone():
 # Looking.
 
 
+def test_models_are_in_the_order_of_their_registration():
+    llm, _ = scripted(model="b")
+    llm.add_engine(AsyncInferenceEngine(ScriptedBackend()), models=["c"])
+    llm.add_backend("a", ScriptedBackend())
+    assert llm.models() == ["b", "c", "a"]
+
+
 def test_check_ready_says_what_is_missing():
     class Missing(ScriptedBackend):
         def check_ready(self):

@@ -25,12 +25,11 @@ from .exceptions import (
     InvalidRequestError,
     LLMStreamError,
     PermissionDeniedError,
-    UnknownModelError,
 )
 from .framing import negotiate
 from .gunicorn import ShutdownWatch
 from .hangup import ClientLeftError
-from .policy import check_features, check_limits, check_request_id
+from .policy import check_features, check_limits, check_request_id, unknown_model
 from .responses import StreamBody
 from .tokens import TokenIterator
 
@@ -375,14 +374,12 @@ class LLMStream:
         offered = list(self.models() if models is None else models)
         if not request.model:
             default = call.settings.default_model
-            request.model = default or next(iter(offered), "")
+            # Who names no model must not be told of one that this route does not offer.
+            is_elsewhere = default not in offered and default in self._models
+            request.model = next(iter(offered), "") if is_elsewhere or not default else default
         engine = self.engine_of(request.model) if request.model in offered else None
         if engine is None:
-            raise UnknownModelError(
-                f"There is no model {request.model!r} here. There is "
-                f"{', '.join(map(repr, offered)) or 'none'}.",
-                param="model",
-            )
+            raise unknown_model(request.model, offered)
         check_limits(request, call.settings)
         check_features(request, engine.backend_for(request.model), request.model)
         return engine
@@ -475,7 +472,7 @@ class LLMStream:
         """
         engine = self.engine_of(model)
         if engine is None:
-            raise UnknownModelError(f"There is no model {model!r} here.", param="model")
+            raise unknown_model(model, self.models())
         if not engine.is_available:
             raise EngineClosedError(f"The engine of {model!r} takes no requests.")
         check = getattr(engine.backend_for(model), "check_ready", None)

@@ -7,10 +7,10 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from .dialects.extra_body import check_extra_body
-from .exceptions import AuthenticationError, InvalidRequestError
+from .exceptions import AuthenticationError, InvalidRequestError, UnknownModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from flask import Request
     from werkzeug.datastructures import Headers
@@ -25,12 +25,16 @@ __all__ = [
     "check_request_id",
     "request_id_for",
     "request_id_of",
+    "unknown_model",
 ]
 
 # Visible ASCII, as proxies and tracing tools make them; nothing that could split a header
 # or a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _ENVIRON_KEY = "flask_llmstream.request_id"
+
+_SHOWN_LENGTH = 100
+"""Of a client's text in a message: it may be of any length."""
 
 
 def request_id_of(headers: Headers) -> str:
@@ -81,6 +85,17 @@ def authenticate(headers: Headers, settings: Settings) -> str | None:
     if name is None:
         raise AuthenticationError("The API key is wrong.")
     return name
+
+
+def unknown_model(model: str, offered: Collection[str]) -> UnknownModelError:
+    """The error for *model*, which is none of those *offered*."""
+    shown = model if len(model) <= _SHOWN_LENGTH else model[:_SHOWN_LENGTH] + "…"
+    known = ", ".join(map(repr, offered))
+    return UnknownModelError(
+        f"There is no model {shown!r} here. "
+        + (f"There is {known}." if known else "There is none."),
+        param="model",
+    )
 
 
 def check_limits(request: InferenceRequest, settings: Settings) -> None:

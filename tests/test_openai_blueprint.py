@@ -180,6 +180,13 @@ def test_without_a_default_it_gets_the_first_one():
     assert backend.requests[0].model == "first"
 
 
+def test_a_blueprint_that_does_not_offer_the_default_has_its_own_first_one():
+    llm, _ = scripted(model="small")
+    llm.add_backend("large", ScriptedBackend("Hi"))
+    client = client_of(llm, llm.openai_blueprint(models=["large"]), default_model="small")
+    assert ask(client).get_json()["model"] == "large"
+
+
 def test_a_default_that_does_not_exist_is_no_other_model():
     llm, backend = scripted("Hi")
     assert ask(client_of(llm, default_model="typo")).status_code == 404
@@ -195,6 +202,11 @@ def test_an_unknown_model_is_refused_with_what_there_is():
     assert "'large'" in error["message"]
     assert "'small'" in error["message"]
     assert backend.requests == []
+
+
+def test_a_long_model_name_is_not_sent_back_in_full():
+    llm, _ = scripted()
+    assert len(ask(client_of(llm), model="x" * 100_000).data) < 1000
 
 
 def test_a_blueprint_offers_its_models_only():

@@ -10,8 +10,8 @@ from flask import Blueprint, Response
 from ..config import check_values, model_ids
 from ..dialects import OpenAIChatDialect, model_list, model_object
 from ..errors import respond_to
-from ..exceptions import LLMStreamError, UnknownModelError
-from ..policy import authenticate
+from ..exceptions import LLMStreamError
+from ..policy import authenticate, unknown_model
 from .body import check_length, read_body
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def openai_blueprint(
     def get_model(model: str) -> Response:
         call = begin()
         if model not in offered():
-            raise UnknownModelError(f"There is no model {model!r} here.", param="model")
+            raise unknown_model(model, offered())
         return json_response(call, model_object(model, created))
 
     return blueprint

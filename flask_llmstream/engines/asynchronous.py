@@ -522,7 +522,11 @@ class AsyncInferenceEngine:
 
     def _retire(self, run: Run, error: LLMStreamError | None) -> list[Callable[[], Any]]:
         """Under the lock: the books. What to call after the lock."""
+        self._resolving += 1
         effects: list[Callable[[], Any]] = []
+        same_id = self._live.get(run.handle.request_id, set())
+        if run not in same_id:
+            return effects  # From before a fork: the parent's books have it.
         before, after = run.state, state_after(error)
         if before is State.RUNNING and after is State.DROPPED:
             after = State.FAILED  # A backend raised what another engine's queue had said.
@@ -530,11 +534,9 @@ class AsyncInferenceEngine:
         self._totals[run.state.value] += 1
         if run.timer is not None:
             run.timer.cancel()
-        same_id = self._live.get(run.handle.request_id)
-        if same_id is not None:
-            same_id.discard(run)
-            if not same_id:
-                del self._live[run.handle.request_id]
+        same_id.discard(run)
+        if not same_id:
+            del self._live[run.handle.request_id]
         if before is State.WAITING:
             self._waiting.remove(run)
             effects.append(run.finish_waiting)
@@ -549,7 +551,6 @@ class AsyncInferenceEngine:
                     monotonic() + self._stuck_seconds, partial(self._check_stuck, run.worker, run)
                 )
         self._admit_blocked()
-        self._resolving += 1
         return effects
 
     def _check_stuck(self, worker: Worker, run: Run) -> None:

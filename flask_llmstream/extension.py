@@ -25,6 +25,7 @@ from .exceptions import (
     InvalidRequestError,
     LLMStreamError,
     PermissionDeniedError,
+    UnknownModelError,
 )
 from .framing import negotiate
 from .gunicorn import ShutdownWatch
@@ -472,7 +473,7 @@ class LLMStream:
         """
         engine = self.engine_of(model)
         if engine is None:
-            raise unknown_model(model, self.models())
+            raise UnknownModelError(f"There is no model {model!r} here.", param="model")
         if not engine.is_available:
             raise EngineClosedError(f"The engine of {model!r} takes no requests.")
         check = getattr(engine.backend_for(model), "check_ready", None)

@@ -133,7 +133,7 @@ class AsyncInferenceEngine:
         self._rate = ServiceRate()
         self._totals: Counter[str] = Counter()
         self._refusal: EngineClosedError | None = None
-        self._drained: list[Callable[[], None]] = []
+        self._drained: set[Callable[[], None]] = set()
         self._resolving = 0  # Runs that are booked, their handles about to resolve.
         # The incomplete batch that one worker keeps open, the places left in it, and how
         # to tell that worker that none is.
@@ -507,7 +507,7 @@ class AsyncInferenceEngine:
 
     def _tell_resolved(self) -> None:
         """A handle is resolved: who waits for completion may find that it was the last."""
-        drained: list[Callable[[], None]] = []
+        drained: set[Callable[[], None]] = set()
         with self._lock:
             self._resolving -= 1
             if self._is_drained:
@@ -641,14 +641,18 @@ class AsyncInferenceEngine:
         """Wait until nothing waits or runs; False where the time ran out first."""
         until = inf if timeout_seconds is None else monotonic() + timeout_seconds
         parker = runtime.make_parker()
-        while True:
+        try:
+            while True:
+                with self._lock:
+                    if self._is_drained:
+                        return True
+                    self._drained.add(parker.unpark)
+                if monotonic() >= until:
+                    return False
+                parker.park(until)
+        finally:
             with self._lock:
-                if self._is_drained:
-                    return True
-                self._drained.append(parker.unpark)
-            if monotonic() >= until:
-                return False
-            parker.park(until)
+                self._drained.discard(parker.unpark)
 
     def refuse(self, error: EngineClosedError) -> None:
         """Take no more requests; what is pending goes on."""

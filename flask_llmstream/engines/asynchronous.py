@@ -690,7 +690,9 @@ class AsyncInferenceEngine:
 
     def _leave(self) -> None:
         """The interpreter exits: end everything now."""
-        self.refuse(ServerShutdownError("The server is shutting down."))
+        error = ServerShutdownError("The server is shutting down.")
+        self.refuse(error)
+        self.end_all(error)
         self.shutdown(timeout_seconds=0)
 
     @property

@@ -64,6 +64,21 @@ class TestHandle:
         gate.set()
         canceller.result()
 
+    def test_resolves_before_the_backend_is_told(self, engines):
+        is_inside, gate, seen = threading.Event(), threading.Event(), []
+
+        def generate(request):
+            request.on_cancel(lambda: seen.append((handle.ready(), request.cancelled)))
+            is_inside.set()
+            assert gate.wait(10)
+
+        handle = engines(generate).submit(ask())
+        assert is_inside.wait(5)
+        handle.cancel()
+        gate.set()
+
+        assert seen == [(True, True)]
+
     def test_keeps_its_first_outcome(self, engines):
         backend = GatedBackend()
         engine = engines(backend)

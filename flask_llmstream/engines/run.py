@@ -167,8 +167,8 @@ class Run:
         """End it, with the whole answer or *error*. False where it has ended already."""
         if not self.claim():
             return False
-        self._call_cancels()
         self._settle(self, error)
+        self._call_cancels()
         return True
 
     def on_cancel(self, function: Callable[[], Any]) -> None:

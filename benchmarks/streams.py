@@ -46,6 +46,7 @@ class Steps:
 
 def create_app():
     from flask import Flask
+
     from flask_llmstream import LLMStream
 
     app = Flask(__name__)
@@ -76,7 +77,7 @@ async def read_stream(port, counts, number):
 async def load(port, pid, streams, seconds):
     counts = [0] * streams
     tasks = [asyncio.create_task(read_stream(port, counts, number)) for number in range(streams)]
-    while not all(counts):
+    while not all(counts):  # noqa: ASYNC110 - it only waits for the start
         await asyncio.sleep(0.2)
     await asyncio.sleep(1)
     tokens, used, begun = sum(counts), processor_seconds(pid), time.monotonic()

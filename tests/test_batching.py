@@ -202,6 +202,16 @@ def test_requests_that_come_one_by_one_fill_an_open_batch(make_engine):
     assert backend.batches == [["a", "b", "c"]]
 
 
+def test_a_second_worker_leaves_an_open_batch_its_requests(make_engine):
+    backend = BatchingBackend()
+    engine = make_engine(backend, worker_threads=4, max_size=4)
+    handles = submit_all(engine, "a", "b")
+    wait_until(lambda: engine.queue_stats()["running"] == 2)
+    handles += submit_all(engine, "c", "d")
+    assert texts(handles) == ["a", "b", "c", "d"]
+    assert backend.batches == [["a", "b", "c", "d"]]
+
+
 def test_an_open_batch_does_not_hold_up_streams(make_engine):
     backend = BatchingBackend()
     engine = make_engine(backend, worker_threads=2, max_size=2)

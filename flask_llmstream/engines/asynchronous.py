@@ -22,8 +22,8 @@ from ..exceptions import (
     RequestDroppedError,
     ServerShutdownError,
 )
-from . import batching
 from .admission import BackpressurePolicy, PriorityQueue, ServiceRate
+from .batching import Batch, run_batch
 from .pool import WorkerPool
 from .run import Run
 
@@ -135,11 +135,7 @@ class AsyncInferenceEngine:
         self._refusal: EngineClosedError | None = None
         self._drained: set[Callable[[], None]] = set()
         self._resolving = 0  # Runs that are booked, their handles about to resolve.
-        # The incomplete batch that one worker keeps open, the places left in it, and how
-        # to tell that worker that none is.
-        self._open_batch: tuple[Run, ...] = ()
-        self._batch_places = 0
-        self._batch_parker: runtime.Parker | None = None
+        self._open_batch: Batch | None = None  # Incomplete: a worker waits for more.
         self._pool = WorkerPool(
             self._lock,
             limit=1 if self._takes_callbacks else self._worker_threads,
@@ -324,23 +320,15 @@ class AsyncInferenceEngine:
 
     def _enqueue(self, run: Run) -> Callable[[], None] | None:
         run.state = advance(run.state, State.WAITING)
-        self._waiting.push(run)
         self._live.setdefault(run.handle.request_id, set()).add(run)
         if run.deadline_at != inf:
             run.timer = runtime.clock.call_at(run.deadline_at, run.on_deadline)
-        if self._batch_places and not run.is_stream:
-            # Whoever keeps the batch open takes this one, too.
-            self._batch_places -= 1
-            parker = self._batch_parker
-            return None if self._batch_places or parker is None else parker.unpark
+        batch = self._open_batch
+        if batch is not None and not self._waiting and batch.add(run):
+            self._start(run)
+            return batch.parker.unpark if batch.is_full and batch.parker is not None else None
+        self._waiting.push(run)
         return self._pool.wake_one()
-
-    def _wake_for_waiting(self) -> list[Callable[[], None]]:
-        """Under the lock: what to call, after it, so that all that waits is taken."""
-        wakes: list[Callable[[], None]] = []
-        while len(wakes) < len(self._waiting) and (wake := self._pool.wake_one()) is not None:
-            wakes.append(wake)
-        return wakes
 
     def _wait_for_place(self, run: Run, deadline_at: float) -> None:
         """Park the submitter until its run has a place; whoever frees one hands it over."""
@@ -390,11 +378,12 @@ class AsyncInferenceEngine:
         limits = self._batch_limits
         if limits is None or not self._can_batch or run.is_stream:
             return (run,)
-        runs = (run, *self._take_more((run,), limits))
-        if not self._open_batch and len(runs) < limits.max_size:
-            self._open_batch = runs
-            self._batch_places = limits.max_size - len(runs)
-        return runs
+        batch = Batch(limits)
+        batch.add(run)
+        self._fill(batch)
+        if self._open_batch is None and not batch.is_full:
+            self._open_batch = batch
+        return tuple(batch.runs)
 
     def _start(self, run: Run) -> None:
         run.state = advance(run.state, State.RUNNING)
@@ -402,21 +391,11 @@ class AsyncInferenceEngine:
         self._running += 1
         self._given += self._takes_callbacks
 
-    def _take_more(self, taken: tuple[Run, ...], limits: BatchLimits) -> tuple[Run, ...]:
-        """Under the lock: what goes into one batch with *taken*."""
-        more: list[Run] = []
-        tokens = sum(batching.weigh(run.request) for run in taken)
-        while len(taken) + len(more) < limits.max_size:
-            run = self._waiting.peek()
-            if run is None or run.is_stream or run.is_over:
-                break
-            tokens += batching.weigh(run.request)
-            if tokens > limits.max_tokens:
-                break
+    def _fill(self, batch: Batch) -> None:
+        """Under the lock: add what waits, in its order."""
+        while (run := self._waiting.peek()) is not None and not run.is_over and batch.add(run):
             self._waiting.remove(run)
             self._start(run)
-            more.append(run)
-        return tuple(more)
 
     def _admit_blocked(self) -> None:
         """Under the lock: hand free places to blocked submitters, the highest priority first."""
@@ -437,14 +416,15 @@ class AsyncInferenceEngine:
         limits = self._batch_limits
         generate_batch = None
         if limits is not None and not runs[0].is_stream:
-            if runs is self._open_batch:
-                self._fill_batch(worker, limits)
+            batch = self._open_batch
+            if batch is not None and batch.runs[0] is runs[0]:
+                self._keep_open(batch, worker, limits.wait_seconds)
             elif len(runs) > 1:
                 with self._lock:
                     self._admit_blocked()  # To the places that a whole batch left.
             generate_batch = getattr(self.backend, "generate_batch", None)
         if generate_batch is not None:
-            batching.generate_batch(generate_batch, worker.runs)
+            run_batch(generate_batch, worker.runs)
             return
         for run in worker.runs:
             run.generate(self.backend)
@@ -458,24 +438,21 @@ class AsyncInferenceEngine:
         if wake is not None:
             wake()
 
-    def _fill_batch(self, worker: Worker, limits: BatchLimits) -> None:
-        """Keep *worker*'s batch open for others, until it is full or the time is over."""
-        until = monotonic() + limits.wait_seconds
-        parker = self._batch_parker = runtime.make_parker()
+    def _keep_open(self, batch: Batch, worker: Worker, wait_seconds: float) -> None:
+        """Wait for *worker*'s batch to become full, at most *wait_seconds*."""
+        until = monotonic() + wait_seconds
+        parker = batch.parker = runtime.make_parker()
         try:
-            while self._batch_places and monotonic() < until:
+            while not batch.is_full and monotonic() < until:
                 parker.park(until)
         finally:
             with self._lock:
-                self._open_batch, self._batch_places, self._batch_parker = (), 0, None
-                more = self._take_more(worker.runs, limits)
-                for run in more:
+                self._open_batch = None
+                self._fill(batch)
+                worker.runs = tuple(batch.runs)
+                for run in worker.runs:
                     run.worker = worker
-                worker.runs += more
-                self._admit_blocked()
-                wakes = self._wake_for_waiting()
-            for wake in wakes:
-                wake()
+                self._admit_blocked()  # To the places that the batch left.
 
     # Ending.
 
@@ -615,9 +592,11 @@ class AsyncInferenceEngine:
     def backend_changed(self) -> None:
         """Look anew whether the backend takes batches, and its ``max_concurrency``."""
         self._read_backend()
+        wakes: list[Callable[[], None]] = []
         with self._lock:
             self._admit_blocked()
-            wakes = self._wake_for_waiting()
+            while len(wakes) < len(self._waiting) and (wake := self._pool.wake_one()) is not None:
+                wakes.append(wake)
         for wake in wakes:
             wake()
 

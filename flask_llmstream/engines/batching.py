@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..core.messages import InferenceRequest
+    from ..core.runtime import Parker
     from .run import Run
 
-__all__ = ["BatchLimits", "generate_batch", "weigh"]
+__all__ = ["Batch", "BatchLimits", "run_batch", "weigh"]
 
 _CHARACTERS_PER_TOKEN = 4
 _UNLIMITED_ANSWER_TOKENS = 256
@@ -44,7 +45,40 @@ def weigh(request: InferenceRequest) -> int:
     return characters // _CHARACTERS_PER_TOKEN + answer
 
 
-def generate_batch(function: Callable[[list[InferenceRequest]], Any], runs: Iterable[Run]) -> None:
+class Batch:
+    """
+    Runs to be answered by one call, as they are gathered.
+
+    Attributes:
+        runs: In the order of their answers.
+        parker: Of the worker that waits for it to become full.
+
+    Thread safety: none of its own; the engine's lock guards it.
+    """
+
+    __slots__ = ("_limits", "_tokens", "parker", "runs")
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self._limits = limits
+        self._tokens = 0
+        self.runs: list[Run] = []
+        self.parker: Parker | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.runs) >= self._limits.max_size
+
+    def add(self, run: Run) -> bool:
+        """Take *run* in; False where it is a stream, or would be over the limits."""
+        tokens = self._tokens + weigh(run.request)
+        if run.is_stream or self.is_full or (self.runs and tokens > self._limits.max_tokens):
+            return False
+        self.runs.append(run)
+        self._tokens = tokens
+        return True
+
+
+def run_batch(function: Callable[[list[InferenceRequest]], Any], runs: Iterable[Run]) -> None:
     """
     Answer *runs*, all of them not streams, with one call of *function*, a backend's
     ``generate_batch``. Those that are over already are left out. Raises nothing.

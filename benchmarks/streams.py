@@ -25,7 +25,7 @@ class Steps:
         self.emits = []
         self.is_started = False
 
-    def submit(self, request, emit):
+    def submit(self, request, emit):  # noqa: ARG002
         self.emits.append(emit)
         if not self.is_started:
             self.is_started = True

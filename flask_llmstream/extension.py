@@ -31,7 +31,7 @@ from .framing import negotiate
 from .gunicorn import ShutdownWatch
 from .hangup import ClientLeftError
 from .policy import check_features, check_limits, check_request_id, unknown_model
-from .responses import StreamBody
+from .responses import StreamBody, render_document
 from .tokens import TokenIterator
 
 if TYPE_CHECKING:
@@ -415,7 +415,7 @@ class LLMStream:
         headers["X-Request-ID"] = request.request_id  # A view may have given it one.
         if not framing.streams:
             response = self._complete(call, request, engine, budgets, on_finish)
-            return Response(dialect.document(parsed, response), headers=headers)
+            return Response(render_document(dialect, parsed, response), headers=headers)
         handle, reception = call.receive(engine, request, budgets)
         body = StreamBody(
             reception,

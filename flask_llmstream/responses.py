@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from .core.messages import InferenceRequest, Item, Usage
     from .engines.handle import InferenceHandle
     from .hangup import Connection
-    from .typing import EventRenderer
+    from .typing import Dialect, EventRenderer, ParsedRequest
 
-__all__ = ["Outcome", "Reception", "StreamBody", "outcome_of"]
+__all__ = ["Outcome", "Reception", "StreamBody", "outcome_of", "render_document"]
 
 _logger = logging.getLogger("flask_llmstream.response")
 
@@ -255,8 +255,7 @@ class StreamBody:
             elif not batch:
                 frames.append(self._keep_alive())
         except Exception as exc:
-            runtime.log(_logger, logging.ERROR, "An item could not be rendered.", error=exc)
-            error = EngineError("The answer could not be rendered.")
+            error = _unrenderable(exc)
             reception.leave(error)
             frames.append(self._end(error))
         return b"".join(frames)
@@ -342,6 +341,24 @@ class StreamBody:
 
     def _check_stall_at(self, when: float) -> None:
         self._stall_timer = runtime.clock.call_at(when, _weakly(self._check_stall))
+
+
+def render_document(dialect: Dialect, parsed: ParsedRequest, response: InferenceResponse) -> bytes:
+    """
+    The whole answer as one JSON document.
+
+    Raises:
+        EngineError: The backend put something into it that JSON has no form for.
+    """
+    try:
+        return dialect.document(parsed, response)
+    except Exception as exc:
+        raise _unrenderable(exc) from exc
+
+
+def _unrenderable(cause: Exception) -> EngineError:
+    runtime.log(_logger, logging.ERROR, "An answer could not be rendered.", error=cause)
+    return EngineError("The answer could not be rendered.")
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:

@@ -609,6 +609,16 @@ class Unrenderable(ScriptedBackend):
         yield Usage("many", None)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_cannot_be_rendered_is_an_engine_error(stream, caplog):
+    llm = LLMStream()
+    llm.add_backend("m", Unrenderable())
+    response = ask(client_of(llm), stream=stream, stream_options={"include_usage": True})
+    assert '"code":"engine_error"' in response.text
+    assert response.status_code == (200 if stream else 500)
+    assert "could not be rendered" in caplog.text
+
+
 # Nothing that a client sends makes it fall over.
 
 json_values = st.recursive(

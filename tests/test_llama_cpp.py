@@ -484,6 +484,17 @@ def test_a_missing_file_is_named_without_its_directory(tmp_path):
     assert str(tmp_path) not in caught.value.message
 
 
+def test_it_is_ready_where_its_file_is_there_and_loads_nothing_to_tell(smollm2_path, tmp_path):
+    backend = LlamaCppBackend(smollm2_path)
+    backend.check_ready()
+    assert not backend.is_loaded
+    backend.close()
+    with pytest.raises(EngineClosedError):
+        backend.check_ready()
+    with pytest.raises(ConfigurationError, match="model install"):
+        LlamaCppBackend(tmp_path / "none.gguf").check_ready()
+
+
 def test_a_file_that_is_no_model_is_named_without_its_directory(tmp_path):
     (tmp_path / "bad.gguf").write_text("no model")
     with pytest.raises(ConfigurationError, match=r"cannot load bad\.gguf") as caught:

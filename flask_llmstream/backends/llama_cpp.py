@@ -106,6 +106,20 @@ class LlamaCppBackend:
         """Whether a request would find the model in memory. Takes no lock."""
         return self._loaded is not None
 
+    def check_ready(self) -> None:
+        """
+        Whether a request could be answered. It does not load: that would stop the process
+        for seconds, in the middle of a health check. Any thread or greenlet.
+
+        Raises:
+            ConfigurationError: The file is missing; tells what to do.
+            EngineClosedError: After `close`.
+        """
+        if self._is_closed:
+            raise EngineClosedError("The model was closed.")
+        if not self.is_loaded:
+            self._find()
+
     def load(self) -> None:
         """
         Load the model now, where it is not; it takes seconds for a large one.

@@ -37,11 +37,11 @@ serve:
 	@exec $(RUN) gunicorn -c example_app/gunicorn.conf.py "example_app:create_app()"
 
 test: preflight
-	$(INSTALL)test
+	$(INSTALL)test,lint
 	$(RUN) pytest $(ARGS)
 
 coverage: preflight
-	$(INSTALL)test
+	$(INSTALL)test,lint
 	$(RUN) coverage erase
 	$(RUN) coverage run -m pytest $(ARGS)
 	$(RUN) coverage combine --quiet
@@ -50,12 +50,12 @@ coverage: preflight
 	$(RUN) coverage report --include='$(CORE)' --fail-under=98
 
 lint: preflight
-	$(INSTALL)lint
+	$(INSTALL)test,lint
 	$(RUN) ruff format --check
 	$(RUN) ruff check
 
 types: preflight
-	$(INSTALL)lint
+	$(INSTALL)test,lint
 	$(RUN) mypy
 
 clean:

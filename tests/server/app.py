@@ -181,7 +181,9 @@ def _add_routes(app, llm, recorder):
         """What an app may do to an answer that it has begun."""
         asked = _asked()
         if asked.get("as_tokens"):
-            response = Response(llm.tokens(_inference_request(asked)))
+            tokens = llm.tokens(_inference_request(asked))
+            next(tokens)
+            response = Response(tokens)
         else:
             response = stream(asked)
         if how == "exception":

@@ -50,8 +50,9 @@ class AsyncInferenceEngine:
     Args:
         backend: A `Backend` or a `CallbackBackend`.
         worker_threads: Requests worked on at a time, ≥ 1; greenlets where the backend's
-            ``worker`` is ``"greenlet"`` and the process is patched. A callback backend
-            has its own `max_concurrency` instead.
+            ``worker`` is ``"greenlet"`` and the process is patched. At most
+            the backend's ``max_concurrency``, where it has one; a callback backend has that
+            alone (256 by default).
         queue_size: Requests that may wait, ≥ 0; those being worked on do not count.
         priorities: False treats all alike, first come first served.
         backpressure: What a full queue does.

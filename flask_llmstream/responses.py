@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .core import runtime
 from .core.messages import InferenceResponse
@@ -109,7 +109,10 @@ class Reception:
     @property
     def outcome(self) -> InferenceResponse | LLMStreamError | None:
         """How it ended, once everything was received; None before."""
-        return self.handle.outcome if self.channel.is_drained else None
+        if not self.channel.is_drained:
+            return None
+        # Whoever ends the request in the same moment may not have told the handle yet.
+        return self.handle.outcome or cast("LLMStreamError", self.channel.outcome)
 
     def receive(self, until: float = inf) -> list[Item]:
         """What there is; waits at most until *until*. Empty at the end, too."""

@@ -143,6 +143,19 @@ def test_a_budget_that_runs_out_before_the_first_item_is_raised(budget, error):
     assert isinstance(stream.handle.outcome, error)
 
 
+class EndingStream(Stream):
+    """Somebody else ends the request at this moment, and has not told yet."""
+
+    def cancelled(self, reason):
+        pass
+
+
+def test_a_deadline_that_the_engine_tells_at_the_same_moment_still_has_its_status():
+    stream = EndingStream(total=0.01)
+    with pytest.raises(DeadlineExceededError):
+        stream.body.open()
+
+
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_a_client_that_leaves_before_the_first_item_cancels(is_gone):
     stream = Stream()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint
 
-from ..exceptions import LLMStreamError
+from ..exceptions import EngineError, LLMStreamError
 
 if TYPE_CHECKING:
     from ..extension import LLMStream
 
 __all__ = ["ops_blueprint"]
+
+_logger = logging.getLogger("flask_llmstream")
 
 
 def ops_blueprint(llm: LLMStream, *, name: str) -> Blueprint:
@@ -29,8 +32,11 @@ def ops_blueprint(llm: LLMStream, *, name: str) -> Blueprint:
         model = llm.default_model()
         try:
             llm.check_ready(model)
-        except LLMStreamError as error:
-            return {"status": "unavailable", "model": model, "code": error.code}, 503
+        except Exception as error:
+            # The reason may name files: it is for the log, not for whoever asks.
+            _logger.warning("Not ready to serve the model %r: %s", model, error)
+            code = error.code if isinstance(error, LLMStreamError) else EngineError.code
+            return {"status": "unavailable", "model": model, "code": code}, 503
         return {"status": "ready", "model": model}, 200
 
     return blueprint

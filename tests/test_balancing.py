@@ -12,7 +12,7 @@ import pytest
 from concurrency import Background, wait_until
 
 from flask_llmstream.core.messages import Finish, InferenceRequest, InferenceResponse, Usage
-from flask_llmstream.engines import balancing
+from flask_llmstream.engines import rotation
 from flask_llmstream.engines.asynchronous import AsyncInferenceEngine
 from flask_llmstream.engines.balancing import BalancedBackend, LoadBalanceStrategy
 from flask_llmstream.exceptions import (
@@ -44,8 +44,8 @@ class Clock:
 def clock(monkeypatch):
     """Time stands still but where a test moves it; a backend that fails is out for 2 s, 4 s…"""
     clock = Clock()
-    monkeypatch.setattr(balancing, "monotonic", clock)
-    monkeypatch.setattr(balancing, "uniform", lambda _, longest: longest)
+    monkeypatch.setattr(rotation, "monotonic", clock)
+    monkeypatch.setattr(rotation, "uniform", lambda _, longest: longest)
     return clock
 
 
@@ -469,7 +469,7 @@ def test_it_is_out_twice_as_long_each_time_up_to_a_minute(clock):
 
 def test_jitter_spreads_the_wait_over_its_upper_half(monkeypatch):
     asked = []
-    monkeypatch.setattr(balancing, "uniform", lambda low, high: asked.append((low, high)) or high)
+    monkeypatch.setattr(rotation, "uniform", lambda low, high: asked.append((low, high)) or high)
     balanced = BalancedBackend([FakeBackend("a", fails=[OSError()]), FakeBackend("b")])
     ask(balanced)
     assert asked == [(1.0, 2.0)]
@@ -495,7 +495,7 @@ def test_a_probe_that_says_nothing_for_a_minute_is_not_the_last(clock):
     balanced = BalancedBackend([bad, FakeBackend("b")])
     ask(balanced)
     clock.now += 2
-    silent = balanced._pick([])
+    silent = balanced._rotation.pick([])
     assert silent.member.backend is bad
     assert ask(balanced) == "b"
     clock.now += 60
@@ -516,7 +516,7 @@ def test_a_probe_without_a_verdict_leaves_it_to_the_next_request(clock):
 def test_failures_of_calls_that_were_under_way_count_once(clock):
     bad, good = FakeBackend("a"), FakeBackend("b")
     balanced = BalancedBackend([bad, good], strategy=ROUND_ROBIN)
-    first, _, second = (balanced._pick([]) for _ in range(3))
+    first, _, second = (balanced._rotation.pick([]) for _ in range(3))
     for attempt in (first, second):
         balanced._next_after(attempt, OSError(), [], is_over=lambda: False)
     assert failures(balanced) == [1, 0]
@@ -878,7 +878,7 @@ def test_calls_from_many_threads_are_all_counted_out():
 def test_in_a_forked_child_nothing_is_under_way():
     balanced = BalancedBackend([FakeBackend("a")])
     held = balanced.generate(request())
-    balanced._after_fork()
+    balanced._rotation._after_fork()
     assert under_way(balanced) == [0]
     held.close()
     assert ask(balanced) == "a"

@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from enum import Enum
 from functools import partial
 from itertools import chain
 from math import inf
-from random import uniform
-from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core import runtime
@@ -23,13 +20,14 @@ from ..exceptions import (
     RequestCancelledError,
     RequestError,
 )
-from .asynchronous import DEFAULT_MAX_CONCURRENCY
+from .rotation import LoadBalanceStrategy, Member, Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..core.messages import InferenceRequest, Item
     from ..typing import Emit, WorkerKind
+    from .rotation import Attempt
 
 __all__ = ["BalancedBackend", "LoadBalanceStrategy"]
 
@@ -37,100 +35,10 @@ _logger = logging.getLogger("flask_llmstream.engine")
 
 T = TypeVar("T")
 
-_LONGEST_OUT_SECONDS = 60.0
-_RESPONSE_TIME_WEIGHT = 0.2
 _SHOWS_IN_OUTPUT = frozenset({"tools", "n", "logprobs"})
 """What a backend that does not say what it ``supports`` is trusted with."""
 _NOT_ITS_FAULT = (RequestError, AccessError, DeadlineExceededError, RequestCancelledError)
 _END = object()
-
-
-class LoadBalanceStrategy(Enum):
-    """Which of a model's backends gets the next request."""
-
-    LEAST_LOADED = "least_loaded"
-    """The one with the fewest calls under way; of several, the one that waited longest."""
-    ROUND_ROBIN = "round_robin"
-    """Each in its turn."""
-    RESPONSE_TIME_WEIGHTED = "response_time_weighted"
-    """In proportion to how fast each begins to answer, and to how few calls it has."""
-
-    @classmethod
-    def _missing_(cls, value: object) -> None:
-        allowed = ", ".join(repr(strategy.value) for strategy in cls)
-        raise ConfigurationError(f"load_balance must be one of {allowed}, not {value!r}.")
-
-
-class _Member:
-    """
-    One backend, and what is known of it.
-
-    Attributes:
-        under_way: Its calls. Taking one out of a set is atomic, so that it needs no lock
-            and a finalizer may do it, any number of times.
-        failures: In a row; 0 is a backend that is in.
-        retry_at: Monotonic: when one that is out is asked again.
-        seconds: How long it takes to its first item, as an exponential average.
-        turn: The number of its latest call.
-        credit: What RESPONSE_TIME_WEIGHTED owes it, in calls.
-    """
-
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
-        self.takes_callbacks = callable(getattr(backend, "submit", None))
-        if not self.takes_callbacks and not callable(getattr(backend, "generate", None)):
-            raise ConfigurationError(
-                f"{type(backend).__name__} is no backend: it has neither generate() nor submit()."
-            )
-        self.worker: WorkerKind = getattr(backend, "worker", "thread")
-        self.takes_batches = callable(getattr(backend, "generate_batch", None))
-        self.supports: Iterable[str] | None = getattr(backend, "supports", None)
-        limit: int | None = getattr(backend, "max_concurrency", None)
-        self.limit: float = limit or (DEFAULT_MAX_CONCURRENCY if self.takes_callbacks else inf)
-        self.under_way: set[_Attempt] = set()
-        self.failures = 0
-        self.retry_at = 0.0
-        self.seconds: float | None = None
-        self.turn = 0
-        self.credit = 0.0
-
-    @property
-    def has_room(self) -> bool:
-        return len(self.under_way) < self.limit
-
-
-class _Attempt:
-    """
-    One call of one backend.
-
-    Attributes:
-        is_probe: It asks a backend that is out, and is still without a verdict.
-        has_emitted: Something came: from here on nobody else may be asked.
-    """
-
-    __slots__ = ("has_emitted", "is_probe", "member", "started_at")
-
-    def __init__(self, member: _Member, *, is_probe: bool, started_at: float) -> None:
-        self.member = member
-        self.is_probe = is_probe
-        self.started_at = started_at
-        self.has_emitted = False
-
-    @property
-    def is_open(self) -> bool:
-        return self in self.member.under_way
-
-    def close(self) -> None:
-        """It is over. Any number of times, from any thread, finalizers included."""
-        self.member.under_way.discard(self)
-        if self.is_probe:
-            # Without a verdict (cancelled, say): the next request is the probe.
-            self.member.retry_at = self.started_at
-
-    def __iter__(self) -> Iterator[Any]:
-        # What a stream's chain asks for more when the answer's items have run out.
-        self.close()
-        return iter(())
 
 
 class _Stream(chain[Any]):
@@ -141,7 +49,7 @@ class _Stream(chain[Any]):
     returned: a generator ends on the thread that closes it.
     """
 
-    attempt: _Attempt
+    attempt: Attempt
     source: Any
 
     def close(self) -> None:
@@ -196,27 +104,19 @@ class BalancedBackend:
         *,
         strategy: LoadBalanceStrategy | str = LoadBalanceStrategy.LEAST_LOADED,
     ) -> None:
-        self._strategy = LoadBalanceStrategy(strategy)
-        self._members = tuple[_Member, ...]()
-        self._turns = 0
-        self._lock = runtime.allocate_lock()  # Guards the members, and what is known of each.
+        self._rotation = Rotation(LoadBalanceStrategy(strategy))
         for backend in backends:
-            self.add(backend)
-        if not self._members:
+            self._rotation.add(Member(backend))
+        if not self._rotation.members:
             raise ConfigurationError("A BalancedBackend needs at least one backend.")
-        runtime.after_fork(self)
-
-    def _after_fork(self) -> None:
-        self._lock = runtime.allocate_lock()
-        for member in self._members:
-            member.under_way = set()
+        self._advertise()
 
     def __repr__(self) -> str:
-        return f"<BalancedBackend of {len(self._members)}, {self._strategy.value}>"
+        return f"<BalancedBackend of {len(self.backends)}, {self._rotation.strategy.value}>"
 
     @property
     def backends(self) -> tuple[Any, ...]:
-        return tuple(member.backend for member in self._members)
+        return tuple(member.backend for member in self._rotation.members)
 
     def add(self, backend: Any) -> None:
         """
@@ -227,23 +127,8 @@ class BalancedBackend:
         Raises:
             ConfigurationError: It is no backend, or does not go with the others.
         """
-        member = _Member(backend)
-        with self._lock:
-            members = self._members
-            if any(each.backend is backend for each in members):
-                return
-            if members and members[0].takes_callbacks != member.takes_callbacks:
-                raise ConfigurationError(
-                    "One model's backends must all be callback backends, or none: "
-                    f"{type(backend).__name__} is not like the others."
-                )
-            if members and members[0].worker != member.worker:
-                raise ConfigurationError(
-                    f"One model's backends must all have one worker kind: {members[0].worker!r}, "
-                    f"not {member.worker!r} as {type(backend).__name__} has."
-                )
-            self._members = (*members, member)
-            self._advertise()
+        self._rotation.add(Member(backend))
+        self._advertise()
 
     def remove(self, backend: Any) -> None:
         """
@@ -252,20 +137,12 @@ class BalancedBackend:
         Raises:
             ConfigurationError: It is not there, or the only one.
         """
-        with self._lock:
-            members = tuple(each for each in self._members if each.backend is not backend)
-            if members == self._members:
-                raise ConfigurationError(f"{type(backend).__name__} is none of these backends.")
-            if not members:
-                raise ConfigurationError(
-                    "The only backend of a model cannot be removed. Unregister the model."
-                )
-            self._members = members
-            self._advertise()
+        self._rotation.remove(backend)
+        self._advertise()
 
     def _advertise(self) -> None:
-        """Under the lock: be what the members are together."""
-        members = self._members
+        """Be what the members are together."""
+        members = self._rotation.members
         offers: dict[str, Any] = {"worker": members[0].worker}
         if any(member.supports is not None for member in members):
             offers["supports"] = frozenset.intersection(
@@ -281,9 +158,12 @@ class BalancedBackend:
             offers["submit"] = self._submit
         elif all(member.takes_batches for member in members):
             offers["generate_batch"] = self._generate_batch
-        for name in ("supports", "max_concurrency", "generate_batch", "submit"):
-            self.__dict__.pop(name, None)
+        # What stays is never away, not for a moment: workers look at it.
         self.__dict__.update(offers)
+        for name in {"supports", "max_concurrency", "generate_batch"} - offers.keys():
+            self.__dict__.pop(name, None)
+        if members is not self._rotation.members:
+            self._advertise()  # Another thread changed them, and may have been overtaken.
 
     def check_ready(self) -> None:
         """
@@ -308,34 +188,25 @@ class BalancedBackend:
 
     def statistics(self) -> list[dict[str, Any]]:
         """For each backend: its ``name``, calls ``under_way``, ``failures``, ``seconds``."""
-        with self._lock:
-            return [
-                {
-                    "name": type(member.backend).__name__,
-                    "under_way": len(member.under_way),
-                    "failures": member.failures,
-                    "seconds": member.seconds,
-                }
-                for member in self._members
-            ]
+        return self._rotation.statistics()
 
     # Generating, on an engine's worker.
 
     def generate(self, request: InferenceRequest) -> Any:
         """What the chosen backend returns; see `Backend`."""
 
-        def start(attempt: _Attempt) -> Any:
+        def start(attempt: Attempt) -> Any:
             result = attempt.member.backend.generate(self._watched(request, attempt))
             if _is_iterable(result):
                 return self._begin_stream(attempt, result)
             if not attempt.has_emitted and not request.cancelled:
-                self._succeed(attempt)
+                self._rotation.succeed(attempt)
             attempt.close()
             return result
 
         return self._try_each(start, lambda: request.cancelled)
 
-    def _watched(self, request: InferenceRequest, attempt: _Attempt) -> InferenceRequest:
+    def _watched(self, request: InferenceRequest, attempt: Attempt) -> InferenceRequest:
         """*request* for *attempt*, with a callback that notices the first item."""
         emit = request.stream_callback
         if emit is None:
@@ -343,15 +214,15 @@ class BalancedBackend:
 
         def notice(item: Item) -> bool:
             if not attempt.has_emitted:
-                self._succeed(attempt)
+                self._rotation.succeed(attempt)
             return emit(item)
 
         return replace(request, stream_callback=notice)
 
     def _generate_batch(self, requests: Sequence[InferenceRequest]) -> Any:
-        def start(attempt: _Attempt) -> Any:
+        def start(attempt: Attempt) -> Any:
             responses = attempt.member.backend.generate_batch(requests)
-            self._succeed(attempt)
+            self._rotation.succeed(attempt)
             attempt.close()
             return responses
 
@@ -360,7 +231,7 @@ class BalancedBackend:
 
         return self._try_each(start, is_over, in_batches=True)
 
-    def _begin_stream(self, attempt: _Attempt, result: Iterable[Item]) -> Iterator[Item] | None:
+    def _begin_stream(self, attempt: Attempt, result: Iterable[Item]) -> Iterator[Item] | None:
         iterator = iter(result)
         try:
             first = next(iterator, _END)
@@ -368,7 +239,7 @@ class BalancedBackend:
             _close(result)
             raise
         if not attempt.has_emitted:
-            self._succeed(attempt)
+            self._rotation.succeed(attempt)
         if first is _END:
             _close(result)
             attempt.close()
@@ -380,13 +251,13 @@ class BalancedBackend:
 
     def _try_each(
         self,
-        start: Callable[[_Attempt], T],
+        start: Callable[[Attempt], T],
         is_over: Callable[[], bool],
         *,
         in_batches: bool = False,
     ) -> T:
-        tried: list[_Member] = []
-        attempt = self._pick(tried, in_batches=in_batches)
+        tried: list[Member] = []
+        attempt = self._rotation.pick(tried, in_batches=in_batches)
         while attempt is not None:
             try:
                 return start(attempt)
@@ -400,13 +271,13 @@ class BalancedBackend:
 
     def _next_after(
         self,
-        attempt: _Attempt,
+        attempt: Attempt,
         error: BaseException,
-        tried: list[_Member],
+        tried: list[Member],
         *,
         is_over: Callable[[], bool],
         in_batches: bool = False,
-    ) -> _Attempt | None:
+    ) -> Attempt | None:
         """Who is asked after *attempt* failed; None where the error is for the caller."""
         member = attempt.member
         if (
@@ -417,10 +288,10 @@ class BalancedBackend:
         ):
             attempt.close()
             return None
-        self._fail(attempt)
+        self._rotation.fail(attempt)
         attempt.close()
         tried.append(member)
-        following = self._pick(tried, in_batches=in_batches)
+        following = self._rotation.pick(tried, in_batches=in_batches)
         if following is not None:
             # Without a next one it is the caller's, who logs it.
             runtime.log(
@@ -437,69 +308,8 @@ class BalancedBackend:
 
     def _submit(self, request: InferenceRequest, emit: Emit) -> Callable[[], None]:
         call = _CallbackCall(self, request, emit)
-        call.submit(self._pick([]))
+        call.submit(self._rotation.pick([]))
         return call.cancel
-
-    # Choosing.
-
-    def _pick(self, tried: Sequence[_Member], *, in_batches: bool = False) -> _Attempt | None:
-        """Open an attempt at a member that has not been *tried*; None where there is none."""
-        now = monotonic()
-        with self._lock:
-            members = [
-                member
-                for member in self._members
-                if member not in tried and (member.takes_batches or not in_batches)
-            ]
-            if not members:
-                return None
-            member = _due(members, now)
-            is_probe = member is not None
-            if member is None:
-                healthy = [member for member in members if not member.failures]
-                if healthy:
-                    free = [member for member in healthy if member.has_room]
-                    member = self._choose(free or healthy)
-                else:
-                    member = min(members, key=_retry_at)
-            else:
-                # One probe at a time, unless it says nothing for so long.
-                member.retry_at = now + _LONGEST_OUT_SECONDS
-            self._turns += 1
-            member.turn = self._turns
-            attempt = _Attempt(member, is_probe=is_probe, started_at=now)
-            member.under_way.add(attempt)
-        return attempt
-
-    def _choose(self, members: Sequence[_Member]) -> _Member:
-        if self._strategy is LoadBalanceStrategy.LEAST_LOADED:
-            return min(members, key=lambda member: (len(member.under_way), member.turn))
-        if self._strategy is LoadBalanceStrategy.ROUND_ROBIN:
-            return min(members, key=lambda member: member.turn)
-        return _choose_by_weight(members)
-
-    def _succeed(self, attempt: _Attempt) -> None:
-        """The first item came, or the whole answer."""
-        seconds = monotonic() - attempt.started_at
-        attempt.has_emitted = True
-        attempt.is_probe = False
-        member = attempt.member
-        with self._lock:
-            member.failures = 0
-            before = seconds if member.seconds is None else member.seconds
-            member.seconds = before + _RESPONSE_TIME_WEIGHT * (seconds - before)
-
-    def _fail(self, attempt: _Attempt) -> None:
-        """Take the backend out, for longer each time."""
-        now = monotonic()
-        member = attempt.member
-        is_probe, attempt.is_probe = attempt.is_probe, False
-        with self._lock:
-            # Those that were under way as it went out say nothing new.
-            if is_probe or not member.failures:
-                member.failures += 1
-                longest = min(_LONGEST_OUT_SECONDS, 2.0**member.failures)
-                member.retry_at = now + uniform(longest / 2, longest)
 
 
 class _CallbackCall:
@@ -511,10 +321,10 @@ class _CallbackCall:
         self._balanced = balanced
         self._request = request
         self._emit = emit
-        self._tried: list[_Member] = []
-        self._cancels: list[tuple[_Attempt, Any]] = []
+        self._tried: list[Member] = []
+        self._cancels: list[tuple[Attempt, Any]] = []
 
-    def submit(self, attempt: _Attempt | None) -> None:
+    def submit(self, attempt: Attempt | None) -> None:
         """Hand the request to *attempt*'s member, or to the next ones; raises the last error."""
         while attempt is not None:
             try:
@@ -530,7 +340,7 @@ class _CallbackCall:
                     self.cancel()
                 return
 
-    def emit(self, attempt: _Attempt, item: Item | BaseException) -> bool:
+    def emit(self, attempt: Attempt, item: Item | BaseException) -> bool:
         """What a member calls, on its own threads."""
         if not attempt.is_open:
             return False
@@ -544,7 +354,7 @@ class _CallbackCall:
                 self._emit(error)
             return False
         if not attempt.has_emitted:
-            self._balanced._succeed(attempt)
+            self._balanced._rotation.succeed(attempt)
         goes_on = self._emit(item)
         if not goes_on:
             attempt.close()
@@ -561,41 +371,10 @@ class _CallbackCall:
             if callable(cancel):
                 cancel()
 
-    def _next_after(self, attempt: _Attempt, error: BaseException) -> _Attempt | None:
+    def _next_after(self, attempt: Attempt, error: BaseException) -> Attempt | None:
         return self._balanced._next_after(
             attempt, error, self._tried, is_over=lambda: self._request.cancelled
         )
-
-
-def _retry_at(member: _Member) -> float:
-    return member.retry_at
-
-
-def _due(members: Iterable[_Member], now: float) -> _Member | None:
-    """The member that is out and is to be probed."""
-    due = [member for member in members if member.failures and member.retry_at <= now]
-    return min(due, key=_retry_at, default=None)
-
-
-def _choose_by_weight(members: Sequence[_Member]) -> _Member:
-    """
-    Smooth weighted round robin: all get their share, in small portions, so that also the
-    average of a slow one stays fresh. Who has not answered yet counts as the fastest.
-    """
-    known = [member.seconds for member in members if member.seconds is not None]
-    fastest = min(known, default=1.0)
-    weights = [
-        1
-        / (max(fastest if member.seconds is None else member.seconds, 1e-6))
-        / (len(member.under_way) + 1)
-        for member in members
-    ]
-    total = sum(weights)
-    for member, weight in zip(members, weights, strict=True):
-        member.credit += weight / total
-    chosen = max(members, key=lambda member: member.credit)
-    chosen.credit -= 1
-    return chosen
 
 
 def _is_iterable(result: Any) -> bool:

@@ -35,6 +35,15 @@ _ERRORS_BY_CODE: dict[str, type[LLMStreamError]] = {
 }
 
 
+# vLLM and llama.cpp put the HTTP status there, which they could not send any more.
+_ERRORS_BY_STATUS: dict[str, type[LLMStreamError]] = {
+    "400": exceptions.InvalidRequestError,
+    "413": exceptions.RequestTooLargeError,
+    "422": exceptions.InvalidRequestError,
+    "429": exceptions.QueueFullError,
+}
+
+
 class StreamReader:
     """
     Iterates the events of a streamed answer.
@@ -235,6 +244,7 @@ def _raise_in_band_error(event: ServerSentEvent) -> None:
     cls = (
         _ERRORS_BY_CODE.get(texts.get("code", ""))
         or _ERRORS_BY_CODE.get(texts.get("type", ""))
+        or _ERRORS_BY_STATUS.get(str(fields.get("code")))
         or UpstreamError
     )
     message = texts.get("message") or texts.get("errorText") or "The stream reported an error."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
     from ..core.messages import InferenceRequest, Item, Message
 
-__all__ = ["chat_request", "model_ids", "read_chunk", "read_error"]
+__all__ = ["chat_request", "model_ids", "read_chunk", "read_completion", "read_error"]
 
 
-def chat_request(request: InferenceRequest, model: str) -> bytes:
+def chat_request(
+    request: InferenceRequest, model: str, *, max_tokens_field: str = "max_tokens"
+) -> bytes:
     """The body of ``POST /chat/completions`` for *request*, streamed, with usage."""
     messages = [_message(message) for message in request.messages]
     if request.prompt:
@@ -29,7 +32,9 @@ def chat_request(request: InferenceRequest, model: str) -> bytes:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    for name in ("max_tokens", "temperature", "top_p", "top_k", "seed", "tool_choice"):
+    if request.max_tokens is not None:
+        body[max_tokens_field] = request.max_tokens
+    for name in ("temperature", "top_p", "top_k", "seed", "tool_choice"):
         value = getattr(request, name)
         if value is not None:
             body[name] = value
@@ -87,7 +92,7 @@ class _Function(msgspec.Struct, gc=False):
 
 
 class _ToolCall(msgspec.Struct):
-    index: int = 0
+    index: int | None = None  # Where a server forgets it: the place in the list.
     id: str | None = None
     function: _Function | None = None
 
@@ -103,6 +108,7 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
+    message: _Delta | None = None  # Of a whole answer.
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
 
@@ -116,8 +122,8 @@ class _CompletionDetails(msgspec.Struct, gc=False):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
@@ -140,13 +146,36 @@ def read_chunk(data: str) -> Iterator[Item]:
     Raises:
         UpstreamError: *data* is no chunk.
     """
+    return _read_choices(_decode(data))
+
+
+def read_completion(document: bytes) -> Iterator[Item]:
+    """
+    The items of a whole ``chat.completion``.
+
+    Raises:
+        UpstreamError: *document* is none: an error, or not whole.
+    """
+    completion = _decode(document)
+    choices = completion.choices
+    if not choices or any(each.message is None or not each.finish_reason for each in choices):
+        message, _, _ = read_error(document)
+        raise UpstreamError(message or "The upstream sent a document that is no chat completion.")
+    return _read_choices(completion)
+
+
+def _decode(data: str | bytes) -> _Chunk:
     try:
-        chunk = _decoder.decode(data)
+        return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError) as exc:
-        raise UpstreamError("The upstream sent an event that is no chat chunk.") from exc
+        raise UpstreamError("The upstream sent what is no chat completion.") from exc
+
+
+def _read_choices(chunk: _Chunk) -> Iterator[Item]:
     for choice in chunk.choices or ():
-        if choice.delta is not None:
-            yield from _read_delta(choice.delta, choice)
+        delta = choice.delta or choice.message
+        if delta is not None:
+            yield from _read_delta(delta, choice)
         if choice.finish_reason:
             reason = _REASONS.get(choice.finish_reason, choice.finish_reason)
             # What a server made up ("abort", "eos_token") is a plain end to a client.
@@ -165,10 +194,10 @@ def _read_delta(delta: _Delta, choice: _Choice) -> Iterator[Item]:
         yield from _tokens(text, positions, choice.index)
     elif text:
         yield Token(text, choice=choice.index) if choice.index else text
-    for call in delta.tool_calls or ():
+    for place, call in enumerate(delta.tool_calls or ()):
         function = call.function or _Function()
         yield ToolCallDelta(
-            call.index,
+            place if call.index is None else call.index,
             id=call.id,
             name=function.name,
             arguments=function.arguments or "",
@@ -199,8 +228,8 @@ def _token(text: str, position: _Position, choice: int) -> Token:
 def _usage(usage: _Usage) -> Usage:
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
     return Usage(
-        usage.prompt_tokens,
-        usage.completion_tokens,
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
         cached_tokens=(prompt.cached_tokens if prompt is not None else None) or 0,
         reasoning_tokens=(completion.reasoning_tokens if completion is not None else None) or 0,
     )
@@ -220,31 +249,32 @@ def model_ids(document: bytes) -> tuple[str, ...]:
         raise UpstreamError("The upstream's list of models cannot be read.") from exc
 
 
-class _Error(msgspec.Struct):
-    message: str = ""
-    code: str | int | None = None
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
-class _ErrorBody(msgspec.Struct):
-    error: _Error | str | None = None
-    message: str = ""
-    detail: Any = None
-
-
-def read_error(document: bytes) -> tuple[str, str]:
+def read_error(document: bytes) -> tuple[str, str, str | None]:
     """
-    Message and code of an error body: OpenAI's, or what servers that resemble it send.
+    Message, code and param of an error body, OpenAI's or what resembles it: ``{"error":
+    "message"}``, ``{"message": …}``, FastAPI's ``{"detail": …}``.
 
-    Both are empty where there are none. The code is empty unless it looks like one.
+    Message and code are empty where there are none, or none that a caller could use: the
+    code is a word, not a status.
     """
     try:
-        body = msgspec.json.decode(document, type=_ErrorBody)
+        body = msgspec.json.decode(document)
     except (msgspec.DecodeError, UnicodeError):
-        return "", ""
-    error = body.error
-    if isinstance(error, str):
-        return error, ""
-    if error is None:
-        return body.message or (body.detail if isinstance(body.detail, str) else ""), ""
-    code = str(error.code or "")
-    return error.message, code if code.replace("_", "").isalpha() else ""
+        return "", "", None
+    if not isinstance(body, dict):
+        return "", "", None
+    error = body.get("error") or body
+    if not isinstance(error, dict):
+        error = {"message": error}
+    message = error.get("message") or error.get("detail")
+    if isinstance(message, list):  # FastAPI: one object for each wrong field.
+        message = "; ".join(str(each.get("msg")) for each in message if isinstance(each, dict))
+    code, param = error.get("code"), error.get("param")
+    return (
+        message if isinstance(message, str) else "",
+        code if isinstance(code, str) and _CODE.fullmatch(code) else "",
+        param if isinstance(param, str) else None,
+    )

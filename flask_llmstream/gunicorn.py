@@ -27,9 +27,9 @@ class ShutdownWatch:
     """
     Looks whether the gunicorn worker is going away: on SIGTERM, or at `max_requests`.
 
-    Then the engines refuse new requests (503, `server_shutdown`), and shortly before the
-    grace is over what still runs ends with a terminal event instead of a bare EOF.
-    Under another server it does nothing.
+    Shortly before the grace is over, what still runs ends with a terminal event instead
+    of a bare EOF. On SIGTERM the engines refuse new requests at once (503,
+    `server_shutdown`). Under another server it does nothing.
 
     Args:
         engines: Those of the app, asked when it matters.
@@ -64,12 +64,21 @@ class ShutdownWatch:
         grace = self._grace_seconds
         if grace is None:
             grace = float(worker.cfg.graceful_timeout)
+        if worker.nr < worker.max_requests:
+            self._refuse_all()
+        elif _has_no_limit_for_its_last_request(worker):
+            return
+        # Else what it has accepted is served: the request that made it `max_requests` has
+        # only just begun, and there is no other worker before this one is gone.
         last_words_at = monotonic() + grace - min(_LAST_WORDS_SECONDS, grace / 4)
-        for engine in self._engines():
-            engine.refuse(_shutting_down())
         runtime.clock.call_at(last_words_at, self._end_all)
 
+    def _refuse_all(self) -> None:
+        for engine in self._engines():
+            engine.refuse(_shutting_down())
+
     def _end_all(self) -> None:
+        self._refuse_all()
         for engine in self._engines():
             engine.end_all(_shutting_down())
 
@@ -82,3 +91,10 @@ def _gunicorn_worker() -> Any:
     """The worker object of this process, which handles SIGTERM; None elsewhere."""
     worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return worker if hasattr(worker, "alive") and hasattr(worker, "cfg") else None
+
+
+def _has_no_limit_for_its_last_request(worker: Any) -> bool:
+    """A sync worker at `max_requests` only leaves its loop; no grace is over it."""
+    from gunicorn.workers.sync import SyncWorker
+
+    return isinstance(worker, SyncWorker)

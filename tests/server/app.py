@@ -94,7 +94,11 @@ def create_app():
         elif command["do"] == "stats":
             with app.app_context():
                 engine = llm.engine_of(command["model"])
-                return {**engine.queue_stats(), **engine.worker_stats()}
+                return {
+                    **engine.queue_stats(),
+                    **engine.worker_stats(),
+                    "is_available": engine.is_available,
+                }
         return {}
 
     app.before_request(Listener(answer).start)

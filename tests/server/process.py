@@ -107,37 +107,38 @@ class Server(Process):
     """
 
     def __init__(self, kind, *arguments, config=None, workers=1):
+        self.controls = []
         super().__init__(
             [*COMMANDS[kind], *arguments],
             environment={"SERVER_TEST_CONFIG": json.dumps(config or {})},
         )
         self.kind = kind
         try:
-            self.controls = self._meet(workers)
+            self.wait_for(lambda: len(self.meet()) >= workers, START_SECONDS)
         except BaseException:
             self.kill()
             raise
 
     @property
     def control(self):
-        """Of the only worker."""
-        (control,) = self.controls
-        return control
+        """Of the newest worker."""
+        return self.controls[-1]
 
-    def _meet(self, workers):
-        def sockets():
-            with self.client() as client:
-                client.ask("GET", "/ping", headers={"Connection": "close"})
-                client.answer().read_all()
-            return len(paths := list(self.folder.glob("*.sock"))) >= workers and paths
-
-        return [Control(path) for path in self.wait_for(sockets, START_SECONDS)]
+    def meet(self):
+        """Ask for something, to meet workers; returns the controls of all met so far."""
+        with self.client() as client:
+            client.ask("GET", "/ping", headers={"Connection": "close"})
+            client.answer().read_all()
+        known = {control.pid for control in self.controls}
+        paths = self.folder.glob("*.sock")
+        self.controls += [Control(path) for path in paths if int(path.stem) not in known]
+        return self.controls
 
     def client(self, **options):
         return Client(self.address, **options)
 
     def kill(self):
-        for control in getattr(self, "controls", ()):
+        for control in self.controls:
             control.close()
         super().kill()
 

@@ -95,6 +95,4 @@ def _gunicorn_worker() -> Any:
 
 def _has_no_limit_for_its_last_request(worker: Any) -> bool:
     """A sync worker at `max_requests` only leaves its loop; no grace is over it."""
-    from gunicorn.workers.sync import SyncWorker
-
-    return isinstance(worker, SyncWorker)
+    return any(base.__module__ == "gunicorn.workers.sync" for base in type(worker).__mro__)

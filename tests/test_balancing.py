@@ -251,6 +251,20 @@ def test_its_max_concurrency_is_the_sum_where_all_have_a_limit():
     assert not hasattr(BalancedBackend([*limited, FakeBackend("c")]), "max_concurrency")
 
 
+def test_who_is_added_while_another_one_is_counts_too():
+    class Intruded:
+        def __iter__(self):
+            if late not in balanced.backends:
+                balanced.add(late)
+            return iter({"n", "tools"})
+
+    late = FakeBackend("late", supports={"n"})
+    balanced = BalancedBackend([FakeBackend("a", supports={"n", "tools"})])
+    balanced.add(FakeBackend("b", supports=Intruded()))
+    assert len(balanced.backends) == 3
+    assert balanced.supports == {"n"}
+
+
 def test_what_is_added_counts_at_once_and_what_is_removed_no_more():
     first, second = FakeBackend("a", supports={"n"}, max_concurrency=1), FakeBackend("b")
     balanced = BalancedBackend([first])
@@ -356,7 +370,8 @@ def test_a_stream_costs_no_frame_a_token():
             pass
     finally:
         sys.setprofile(None)
-    assert len([name for name in frames if name != "<lambda>"]) == 0
+    stream.close()
+    assert not [name for name in frames if name != "<lambda>"]
 
 
 @pytest.mark.parametrize("result", [None, "whole", b"whole", InferenceResponse(text="whole"), {}])
@@ -426,6 +441,19 @@ def test_a_backend_may_call_back_instead_of_yielding():
 
     assert BalancedBackend([Pushing()]).generate(request(stream_callback=take)) is None
     assert items == ["a", "b"]
+
+
+def test_a_backend_may_call_back_and_then_yield():
+    class Both:
+        def generate(self, request):
+            request.stream_callback("a")
+            yield "b"
+
+    items = []
+    balanced = BalancedBackend([Both()])
+    stream = balanced.generate(request(stream_callback=lambda item: not items.append(item)))
+    assert (items, list(stream)) == (["a"], ["b"])
+    assert under_way(balanced) == [0]
 
 
 # Failing.
@@ -511,6 +539,21 @@ def test_a_probe_without_a_verdict_leaves_it_to_the_next_request(clock):
         ask(balanced)
     assert failures(balanced) == [1, 0]
     assert ask(balanced) == "a"
+
+
+def test_a_probe_that_ends_because_it_was_cancelled_shows_nothing(clock):
+    class Hanging(FakeBackend):
+        def generate(self, request):
+            if not self.fails:
+                request.control.is_over = True
+                return iter(())
+            raise self.fails.pop(0)
+
+    balanced = BalancedBackend([Hanging("a", fails=[OSError()]), FakeBackend("b")])
+    ask(balanced)
+    clock.now += 2
+    assert balanced.generate(request(control=Run(is_over=False))) is None
+    assert (failures(balanced), under_way(balanced)) == ([1, 0], [0, 0])
 
 
 def test_failures_of_calls_that_were_under_way_count_once(clock):

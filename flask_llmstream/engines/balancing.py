@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -172,7 +172,7 @@ class BalancedBackend:
         Raises:
             LLMStreamError: What the last of them said.
         """
-        last: Exception | None = None
+        errors: list[Exception] = []
         for backend in self.backends:
             check = getattr(backend, "check_ready", None)
             if check is None:
@@ -180,11 +180,10 @@ class BalancedBackend:
             try:
                 check()
             except Exception as error:
-                last = error
+                errors.append(error)
             else:
                 return
-        if last is not None:
-            raise last
+        raise errors[-1]
 
     def statistics(self) -> list[dict[str, Any]]:
         """For each backend: its ``name``, calls ``under_way``, ``failures``, ``seconds``."""
@@ -198,7 +197,13 @@ class BalancedBackend:
         def start(attempt: Attempt) -> Any:
             result = attempt.member.backend.generate(self._watched(request, attempt))
             if _is_iterable(result):
-                return self._begin_stream(attempt, result)
+                stream = _begin(attempt, result)
+                if stream is not None:
+                    if not attempt.has_emitted:
+                        self._rotation.succeed(attempt)
+                    return stream
+                result = None
+            # A backend that returns because it was cancelled has not shown that it works.
             if not attempt.has_emitted and not request.cancelled:
                 self._rotation.succeed(attempt)
             attempt.close()
@@ -230,24 +235,6 @@ class BalancedBackend:
             return all(request.cancelled for request in requests)
 
         return self._try_each(start, is_over, in_batches=True)
-
-    def _begin_stream(self, attempt: Attempt, result: Iterable[Item]) -> Iterator[Item] | None:
-        iterator = iter(result)
-        try:
-            first = next(iterator, _END)
-        except BaseException:
-            _close(result)
-            raise
-        if not attempt.has_emitted:
-            self._rotation.succeed(attempt)
-        if first is _END:
-            _close(result)
-            attempt.close()
-            return None
-        stream = _Stream((first,), iterator, attempt)
-        stream.attempt = attempt
-        stream.source = result
-        return stream
 
     def _try_each(
         self,
@@ -382,6 +369,23 @@ def _is_iterable(result: Any) -> bool:
     return isinstance(result, Iterable) and not isinstance(
         result, (str, bytes, Mapping, InferenceResponse)
     )
+
+
+def _begin(attempt: Attempt, result: Iterable[Item]) -> _Stream | None:
+    """The stream of *result*, once it has its first item; None where it has none."""
+    iterator = iter(result)
+    try:
+        first = next(iterator, _END)
+    except BaseException:
+        _close(result)
+        raise
+    if first is _END:
+        _close(result)
+        return None
+    stream = _Stream((first,), iterator, attempt)
+    stream.attempt = attempt
+    stream.source = result
+    return stream
 
 
 def _close(result: Any) -> None:

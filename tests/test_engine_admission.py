@@ -32,8 +32,6 @@ from flask_llmstream.exceptions import (
     RequestDroppedError,
 )
 
-pytest_plugins = ["engine_fixture"]
-
 
 def settle_late(engine, monkeypatch):
     """Have the ends that are claimed from now on wait for the event before they are booked."""

@@ -35,8 +35,6 @@ from flask_llmstream.exceptions import (
     UpstreamError,
 )
 
-pytest_plugins = ["engine_fixture"]
-
 
 def answer_of(engines, generate, **fields):
     return engines(generate).submit(ask(**fields)).get(5)

@@ -23,8 +23,6 @@ from flask_llmstream.exceptions import (
     SlowReaderError,
 )
 
-pytest_plugins = ["engine_fixture"]
-
 STOP = Finish("stop")
 
 
@@ -68,6 +66,16 @@ class TestEnd:
         assert backend.emit("a", Finish("stop", choice=1)) is False
 
         assert [choice.text for choice in handle.get(5).choices] == ["x", "y"]
+        assert_never(backend.cancelled)
+
+    def test_without_what_was_asked_for_is_an_error(self, engines):
+        backend = CallbackFake()
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        handle = engines(backend).submit(ask("a", tools=tools, tool_choice="required"))
+
+        assert backend.emit("a", "x", STOP) is False
+
+        assert error_of(handle).param == "tool_choice"
         assert_never(backend.cancelled)
 
     def test_takes_nothing_more(self, engines):

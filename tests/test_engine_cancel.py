@@ -6,7 +6,16 @@ import threading
 
 import pytest
 from concurrency import Background, wait_until
-from engine_fakes import GatedBackend, TokenLog, ask, check_books, error_of, fill, submit_blocked
+from engine_fakes import (
+    GatedBackend,
+    TokenLog,
+    ask,
+    check_books,
+    error_of,
+    fill,
+    run_of,
+    submit_blocked,
+)
 
 from flask_llmstream.exceptions import (
     DeadlineExceededError,
@@ -16,8 +25,6 @@ from flask_llmstream.exceptions import (
     RequestDroppedError,
     SlowReaderError,
 )
-
-pytest_plugins = ["engine_fixture"]
 
 
 class TestHandle:
@@ -135,6 +142,40 @@ class TestHandle:
         stats = engine.queue_stats()
         assert (stats["total_cancelled"], stats["waiting"]) == (20, 0)
         check_books(stats)
+
+
+class Contested:
+    """Not empty, until somebody takes from it: another thread was there in between."""
+
+    def __len__(self):
+        return 1
+
+    def pop(self):
+        raise IndexError
+
+
+class TestRaces:
+    def test_a_final_call_may_be_lost_to_another_thread(self, engines):
+        tokens = TokenLog()
+        handle = engines(lambda request: "a").submit_streaming(ask(), tokens)
+        handle.get(5)
+        run = run_of(handle)
+        run._finals = Contested()
+
+        run.send_final()
+        run.finish_waiting()
+
+        assert tokens.finals == 1
+
+    def test_a_cancel_callback_may_be_lost_to_another_thread(self, engines):
+        backend = GatedBackend()
+        handle = engines(backend).submit(ask("a"))
+        backend.wait_for("a")
+        run_of(handle)._cancels = Contested()
+
+        handle.cancel()
+
+        assert isinstance(error_of(handle, 0), RequestCancelledError)
 
 
 class TestById:

@@ -13,8 +13,6 @@ from engine_fakes import GatedBackend, TokenLog, ask, error_of, fill, pass_deadl
 from flask_llmstream.core.deadlines import Deadline
 from flask_llmstream.exceptions import DeadlineExceededError, EngineError
 
-pytest_plugins = ["engine_fixture"]
-
 
 class TestPassed:
     @pytest.mark.parametrize(

@@ -11,8 +11,6 @@ from engine_fakes import GatedBackend, TokenLog, ask, error_of, fill, run_of, su
 
 from flask_llmstream.exceptions import EngineClosedError, RequestCancelledError, ServerShutdownError
 
-pytest_plugins = ["engine_fixture"]
-
 
 class TestShutdown:
     def test_finishes_what_is_pending(self, engines):

@@ -27,8 +27,6 @@ from flask_llmstream.exceptions import (
     SlowReaderError,
 )
 
-pytest_plugins = ["engine_fixture"]
-
 
 class SteppedBackend:
     """Emits a token whenever the test says so; deaf to what `stream_callback` answers."""

@@ -22,8 +22,6 @@ from flask_llmstream.core.messages import InferenceResponse
 from flask_llmstream.engines.batching import BatchLimits
 from flask_llmstream.exceptions import EngineClosedError, RequestCancelledError
 
-pytest_plugins = ["engine_fixture"]
-
 
 def get_stuck(engine, backend, *prompts):
     """Have a worker stuck with each of *prompts* in turn."""

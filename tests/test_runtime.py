@@ -60,3 +60,22 @@ def test_a_hub_can_be_destroyed_by_a_greenlet_that_was_just_resumed():
 )
 def test_in_a_patched_process(scenario):
     run_script("patched_runtime.py", scenario)
+
+
+# Logging.
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "nobody_gets_stuck",
+        "a_handler_that_replaces_another_is_made_native_too",
+        "a_lock_that_is_held_is_left_for_next_time",
+        "a_handler_that_may_switch_keeps_its_greenlet_lock",
+        "handlers_come_and_go_while_everybody_logs",
+        "a_native_threads_record_is_written_on_the_hub",
+        "fork_leaves_logging_usable",
+    ],
+)
+def test_logging_in_a_patched_process(scenario):
+    run_script("patched_logging.py", scenario)

@@ -31,7 +31,9 @@ from .core.messages import (
 )
 from .engines.admission import BackpressurePolicy
 from .engines.asynchronous import AsyncInferenceEngine
+from .engines.enhanced import InferenceEngineEnhanced
 from .engines.handle import InferenceHandle
+from .engines.rotation import LoadBalanceStrategy
 from .exceptions import (
     AccessError,
     AdmissionError,
@@ -96,6 +98,7 @@ __all__ = [
     "FirstTokenTimeoutError",
     "IdleTimeoutError",
     "IncompleteStreamError",
+    "InferenceEngineEnhanced",
     "InferenceHandle",
     "InferenceRequest",
     "InferenceResponse",
@@ -103,6 +106,7 @@ __all__ = [
     "LLMStream",
     "LLMStreamError",
     "LlamaCppBackend",
+    "LoadBalanceStrategy",
     "Message",
     "NotAcceptableError",
     "Outcome",

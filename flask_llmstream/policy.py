@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .dialects.extra_body import check_extra_body
 from .exceptions import AuthenticationError, InvalidRequestError, UnknownModelError
+from .typing import SHOWN_FEATURES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -117,9 +118,6 @@ def check_limits(request: InferenceRequest, settings: Settings) -> None:
         )
 
 
-_SHOWS_IN_OUTPUT = frozenset({"tools", "n", "logprobs"})
-
-
 def check_features(request: InferenceRequest, backend: Any, model: str) -> None:
     """
     Refuse what the model's backend cannot do, instead of ignoring it.
@@ -132,7 +130,7 @@ def check_features(request: InferenceRequest, backend: Any, model: str) -> None:
     """
     supports = getattr(backend, "supports", None)
     if supports is None:
-        supports = _SHOWS_IN_OUTPUT
+        supports = SHOWN_FEATURES
     for feature, param in _features_asked(request):
         if feature not in supports:
             raise InvalidRequestError(

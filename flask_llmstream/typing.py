@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FEATURES",
+    "SHOWN_FEATURES",
     "Backend",
     "BatchBackend",
     "CallbackBackend",
@@ -44,8 +45,10 @@ class Backend(Protocol):
     """
     Generates on a worker.
 
-    Two optional attributes: ``worker`` (``"thread"``, the default, or ``"greenlet"`` for
-    what waits on sockets), and ``supports``, a set of `FEATURES` names. A request for a
+    Three optional attributes: ``worker`` (``"thread"``, the default, or ``"greenlet"`` for
+    what waits on sockets), ``max_concurrency`` (how many requests it is given at a time,
+    where that is less than the engine works on), and ``supports``, a set of `FEATURES`
+    names. A request for a
     feature outside the set is refused with 400 before it is queued. Without the
     attribute the backend is trusted with what its output shows (tools, n, logprobs: the
     engine checks), and refused what it would not (JSON formats, images).
@@ -181,3 +184,7 @@ class Dialect(Protocol):
 
 FEATURES = frozenset({"tools", "n", "logprobs", "json_object", "json_schema", "images"})
 """What a request can ask that not every backend can do."""
+
+SHOWN_FEATURES = frozenset({"tools", "n", "logprobs"})
+"""Those that the output shows: what a backend that does not say what it supports is
+trusted with."""

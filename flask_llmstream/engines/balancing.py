@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core import runtime
@@ -20,6 +21,7 @@ from ..exceptions import (
     RequestCancelledError,
     RequestError,
 )
+from ..typing import SHOWN_FEATURES
 from .rotation import LoadBalanceStrategy, Member, Rotation
 
 if TYPE_CHECKING:
@@ -35,9 +37,11 @@ _logger = logging.getLogger("flask_llmstream.engine")
 
 T = TypeVar("T")
 
-_SHOWS_IN_OUTPUT = frozenset({"tools", "n", "logprobs"})
-"""What a backend that does not say what it ``supports`` is trusted with."""
 _NOT_ITS_FAULT = (RequestError, AccessError, DeadlineExceededError, RequestCancelledError)
+_PATIENCE_SECONDS = 60.0
+"""Nobody waits longer for backends that are busy: the first token would be too late."""
+_SILENT_SECONDS = 10.0
+"""A backend that says nothing for so long, until the request's time is over, has failed."""
 _END = object()
 
 
@@ -68,8 +72,13 @@ class BalancedBackend:
 
     A backend that fails before its first item, other than by the request's own fault, is
     taken out and the request goes to the next one. It is probed again with one request at
-    a time, after 1 s to 60 s, twice as long each time. Where all are out, the one whose
-    time comes first is asked anyway.
+    a time, after 1 s to 60 s, twice as long each time, or when its ``Retry-After`` says.
+    Where all are out, the one whose time comes first is asked anyway.
+
+    One that is busy (QueueFullError with `retry_after`) is left alone for so long. Where
+    all are, a request waits for the first of them, if its deadline lets it. One that has
+    as many requests as it takes gets no more: those that failed elsewhere wait for room,
+    the highest priority first.
 
     Args:
         backends: At least one; all of them callback backends or none, all of one
@@ -80,8 +89,7 @@ class BalancedBackend:
         worker: The backends' kind.
         supports: What all of them do; not there where none of them says.
         max_concurrency: What all of them may be given together; not there where one has
-            no limit. A backend above its own limit is passed over while another one is
-            not.
+            no limit.
         generate_batch: There where all of them have it.
         submit: There where they are callback backends.
 
@@ -147,7 +155,7 @@ class BalancedBackend:
         if any(member.supports is not None for member in members):
             offers["supports"] = frozenset.intersection(
                 *(
-                    _SHOWS_IN_OUTPUT if member.supports is None else frozenset(member.supports)
+                    SHOWN_FEATURES if member.supports is None else frozenset(member.supports)
                     for member in members
                 )
             )
@@ -170,8 +178,11 @@ class BalancedBackend:
         Whether one of the backends is ready, by its own ``check_ready`` where it has one.
 
         Raises:
+            UpstreamError: All of them failed lately.
             LLMStreamError: What the last of them said.
         """
+        if self._rotation.is_out:
+            raise UpstreamError("All of the model's backends failed lately.")
         errors: list[Exception] = []
         for backend in self.backends:
             check = getattr(backend, "check_ready", None)
@@ -209,7 +220,7 @@ class BalancedBackend:
             attempt.close()
             return result
 
-        return self._try_each(start, lambda: request.cancelled)
+        return self._try_each(start, (request,))
 
     def _watched(self, request: InferenceRequest, attempt: Attempt) -> InferenceRequest:
         """*request* for *attempt*, with a callback that notices the first item."""
@@ -231,71 +242,92 @@ class BalancedBackend:
             attempt.close()
             return responses
 
-        def is_over() -> bool:
-            return all(request.cancelled for request in requests)
-
-        return self._try_each(start, is_over, in_batches=True)
+        return self._try_each(start, requests, in_batches=True)
 
     def _try_each(
         self,
         start: Callable[[Attempt], T],
-        is_over: Callable[[], bool],
+        requests: Sequence[InferenceRequest],
         *,
         in_batches: bool = False,
     ) -> T:
         tried: list[Member] = []
-        attempt = self._rotation.pick(tried, in_batches=in_batches)
-        while attempt is not None:
-            try:
-                return start(attempt)
-            except BaseException as error:
-                attempt = self._next_after(
-                    attempt, error, tried, is_over=is_over, in_batches=in_batches
-                )
-                if attempt is None:
-                    raise
-        raise EngineError("None of the model's backends takes batches any more.")
+        error: Exception | None = None
+        try:
+            while True:
+                attempt = self._pick(requests, tried, error, in_batches=in_batches)
+                try:
+                    return start(attempt)
+                except BaseException as exc:
+                    if not self._is_for_another(attempt, exc, requests):
+                        raise
+                    error = exc  # type: ignore[assignment]  # An Exception, as it is for another.
+                    tried.append(attempt.member)
+        finally:
+            error = None  # Its traceback refers to this frame.
 
-    def _next_after(
+    def _pick(
         self,
-        attempt: Attempt,
-        error: BaseException,
+        requests: Sequence[InferenceRequest],
         tried: list[Member],
+        error: Exception | None,
         *,
-        is_over: Callable[[], bool],
-        in_batches: bool = False,
-    ) -> Attempt | None:
-        """Who is asked after *attempt* failed; None where the error is for the caller."""
-        member = attempt.member
+        in_batches: bool,
+    ) -> Attempt:
+        """The next attempt, waited for where it has to be; raises the last *error* without one."""
+        rotation = self._rotation
+        found = rotation.pick(tried, in_batches=in_batches)
+        if isinstance(found, Wait):
+            # Who failed before may be back by then.
+            tried.clear()
+            with rotation.waiting(max(request.priority for request in requests)) as waiter:
+                for request in requests:
+                    request.on_cancel(waiter.parker.unpark)
+                while isinstance(
+                    found := rotation.pick(tried, in_batches=in_batches, waiter=waiter), Wait
+                ):
+                    if all(request.cancelled for request in requests):
+                        raise error or RequestCancelledError("The request was cancelled.")
+                    if found.is_refused:
+                        _check_patience(found.until, requests, error)
+                    waiter.parker.park(found.until)
+        if found is None:
+            raise error or EngineError("None of the model's backends takes batches any more.")
+        if error is not None:
+            _log_failover(error, found)
+        return found
+
+    def _is_for_another(
+        self, attempt: Attempt, error: BaseException, requests: Sequence[InferenceRequest]
+    ) -> bool:
+        """Book how *attempt* failed: whether another backend is asked, or the caller told."""
+        is_over = all(request.cancelled for request in requests)
         if (
-            attempt.has_emitted
-            or not isinstance(error, Exception)
-            or isinstance(error, _NOT_ITS_FAULT)
-            or is_over()
+            not attempt.has_emitted
+            and is_over
+            and any(request.timed_out for request in requests)
+            and monotonic() - attempt.started_at >= _SILENT_SECONDS
         ):
+            # Else one that takes requests and never answers would stay in.
+            self._rotation.fail(attempt)
+        elif attempt.has_emitted or is_over or not _is_its_fault(error):
+            pass
+        elif isinstance(error, QueueFullError) and error.retry_after:
+            self._rotation.refuse(attempt, error.retry_after)
             attempt.close()
-            return None
-        self._rotation.fail(attempt)
+            return True
+        else:
+            self._rotation.fail(attempt, retry_after=getattr(error, "retry_after", None))
+            attempt.close()
+            return True
         attempt.close()
-        tried.append(member)
-        following = self._rotation.pick(tried, in_batches=in_batches)
-        if following is not None:
-            # Without a next one it is the caller's, who logs it.
-            runtime.log(
-                _logger,
-                logging.WARNING,
-                "A backend (%s) failed; another one (%s) is asked.",
-                type(member.backend).__name__,
-                type(following.member.backend).__name__,
-                error=error,
-            )
-        return following
+        return False
 
     # A callback backend's part.
 
     def _submit(self, request: InferenceRequest, emit: Emit) -> Callable[[], None]:
         call = _CallbackCall(self, request, emit)
-        call.submit(self._rotation.pick([]))
+        call.submit(self._rotation.pick_now([]))
         return call.cancel
 
 
@@ -359,9 +391,47 @@ class _CallbackCall:
                 cancel()
 
     def _next_after(self, attempt: Attempt, error: BaseException) -> Attempt | None:
-        return self._balanced._next_after(
-            attempt, error, self._tried, is_over=lambda: self._request.cancelled
-        )
+        """Who is asked after *attempt* failed; None where the error is for the caller."""
+        balanced = self._balanced
+        if not balanced._is_for_another(attempt, error, (self._request,)):
+            return None
+        self._tried.append(attempt.member)
+        following = balanced._rotation.pick_now(self._tried)
+        if following is not None:
+            _log_failover(error, following)
+        return following
+
+
+def _is_its_fault(error: BaseException) -> bool:
+    """Whether another backend of the model may do better."""
+    if not isinstance(error, Exception):
+        return False
+    return isinstance(error, UnknownModelError) or not isinstance(error, _NOT_ITS_FAULT)
+
+
+def _check_patience(
+    until: float, requests: Sequence[InferenceRequest], error: Exception | None
+) -> None:
+    """Raise where *until*, when the first of the backends takes requests again, is too late."""
+    now = monotonic()
+    latest = max(inf if each.deadline is None else each.deadline.at for each in requests)
+    if until < min(latest, now + _PATIENCE_SECONDS):
+        return
+    if isinstance(error, QueueFullError):
+        error.retry_after = until - now
+    raise error or QueueFullError("The model is busy.", retry_after=until - now)
+
+
+def _log_failover(error: Exception, following: Attempt) -> None:
+    runtime.log(
+        _logger,
+        logging.WARNING,
+        "A backend failed (%s); another attempt is made (%s).",
+        getattr(error, "code", type(error).__name__),
+        type(following.member.backend).__name__,
+        # What is raised as one of ours was told by who raised it.
+        error=None if isinstance(error, LLMStreamError) else error,
+    )
 
 
 def _is_iterable(result: Any) -> bool:

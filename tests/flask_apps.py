@@ -55,15 +55,21 @@ def tokens_of(body):
 class _QuietHandler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log(self, type, message, *args):
+    def log_request(self, code="-", size="-"):
         pass
 
 
 @contextmanager
 def serving(app):
-    """*app* behind Werkzeug's own server, a thread a connection; gives its address."""
+    """
+    *app* behind Werkzeug's own server, a thread a connection; gives its address.
+
+    What the server logs is an error that the app let through: it fails the test.
+    """
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_QuietHandler)
     server.daemon_threads = True
+    errors = []
+    server.log = lambda level, message, *args: errors.append(message % args if args else message)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -72,3 +78,4 @@ def serving(app):
         server.shutdown()
         thread.join(WAIT_SECONDS)
         server.server_close()
+    assert not errors, errors[0]

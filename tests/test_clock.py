@@ -113,3 +113,19 @@ def test_what_a_timer_called_is_let_go_at_once(now):
     clock._parker = Watching()
     clock.run()
     assert timer.function is None
+
+
+@pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt()])
+def test_a_call_that_fails_is_reported_and_stops_no_other(now, error):
+    clock = SteppedClock()
+    called = []
+
+    def fail():
+        raise error
+
+    clock.call_at(998.0, fail)
+    clock.call_at(999.0, lambda: called.append("next"))
+    clock.run()
+
+    assert clock.reports == [error]
+    assert called == ["next"]

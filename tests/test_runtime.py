@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from threading import get_ident
 from time import monotonic
 
 import pytest
-from concurrency import on_a_hub, run_script
+from concurrency import on_a_hub, run_script, wait_until
 
 from flask_llmstream.core import runtime
 
@@ -60,6 +62,26 @@ def test_a_hub_can_be_destroyed_by_a_greenlet_that_was_just_resumed():
 )
 def test_in_a_patched_process(scenario):
     run_script("patched_runtime.py", scenario)
+
+
+# Detached calls.
+
+
+def test_detached_calls_run_in_order_though_one_leaves_with_system_exit(caplog):
+    called = []
+
+    def leave():
+        sys.exit("a user's callback")
+
+    runtime.run_detached(lambda: called.append(1))
+    runtime.run_detached(leave)
+    runtime.run_detached(lambda: called.append(2))
+    runtime.run_detached(lambda: called.append(get_ident()))
+    wait_until(lambda: len(called) == 3)
+
+    assert called[:2] == [1, 2]
+    assert called[2] != get_ident()
+    assert "A callback failed" in caplog.text
 
 
 # Logging.

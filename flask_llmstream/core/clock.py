@@ -46,9 +46,14 @@ class Clock:
     """
     Timers and deferred calls, on one native thread.
 
-    What it calls is this package's own constant-time code, never a user's. Callers only
-    append to a deque and wake the thread; the heap is the thread's alone. So there is no
-    lock, and a finalizer may call.
+    What it calls holds up what is due next. Callers only append to a deque and wake the
+    thread; the heap is the thread's alone. So there is no lock, and a finalizer may call.
+
+    Args:
+        make_parker: For the thread to sleep on.
+        start_thread: Runs a function on a new native thread.
+        get_thread_id: Of the caller.
+        report: Told what a call raised.
 
     Thread safety: every method, from any thread or greenlet.
     """
@@ -58,7 +63,7 @@ class Clock:
         make_parker: Callable[[], Any],
         start_thread: Callable[[Callable[[], Any]], None],
         get_thread_id: Callable[[], int],
-        report: Callable[[Exception], None],
+        report: Callable[[BaseException], None],
     ) -> None:
         self._make_parker = make_parker
         self._start_thread = start_thread
@@ -127,8 +132,8 @@ class Clock:
             return
         try:
             function()
-        except Exception as error:
-            # Our own bug; the deadlines of everybody else must go on.
+        except BaseException as error:
+            # SystemExit and gevent.Timeout too: everybody else's deadlines must go on.
             self._report(error)
 
     def _take_inbox(self) -> None:

@@ -458,40 +458,18 @@ def _make_lock_native(owner: Any, name: str, native_lock: Any) -> None:
         lock.release()
 
 
-class _DetachedCalls:
-    """A native thread for users' callbacks that have no worker to run on."""
-
-    def __init__(self) -> None:
-        self._calls: deque[Callable[[], Any]] = deque()
-        self._parker = ThreadParker()
-        self._lock = allocate_lock()
-        self._is_started = False
-
-    def add(self, function: Callable[[], Any]) -> None:
-        self._calls.append(function)
-        if not self._is_started and self._lock.acquire(False):
-            # Losing the race is fine: the winner's thread runs our call too.
-            self._is_started = True
-            start_thread(self._run)
-        self._parker.unpark()
-
-    def _run(self) -> None:
-        while True:
-            while self._calls:
-                try:
-                    self._calls.popleft()()
-                except Exception as error:
-                    _report(error)
-            self._parker.park()
-
-
-def _report(error: Exception) -> None:
+def _report(error: BaseException) -> None:
     log(logging.getLogger("flask_llmstream"), logging.ERROR, "A callback failed.", error=error)
 
 
 def run_detached(function: Callable[[], Any]) -> None:
     """Run user code on a thread of its own kind, in order. Any thread; finalizers too."""
-    _detached.add(function)
+
+    def call() -> None:
+        make_logging_native()
+        function()
+
+    _detached.call_soon(call)
 
 
 _forkables: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -503,18 +481,19 @@ def after_fork(owner: Any) -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _home, _detached
+    global _home
     _mailboxes.clear()
     _own_threads.clear()
     _home = None
     clock.reset()
-    _detached = _DetachedCalls()
+    _detached.reset()
     for owner in list(_forkables):
         owner._after_fork()
 
 
 clock = Clock(ThreadParker, start_thread, get_thread_id, _report)
-"""The process's one timer thread."""
-_detached = _DetachedCalls()
+"""The process's one timer thread, for constant-time code of this package only."""
+_detached = Clock(ThreadParker, start_thread, get_thread_id, _report)
+"""A second one, for users' callbacks that have no worker to run on: they may take long."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -129,3 +129,18 @@ def test_a_call_that_fails_is_reported_and_stops_no_other(now, error):
 
     assert clock.reports == [error]
     assert called == ["next"]
+
+
+def test_a_report_that_fails_stops_nothing_either(now):
+    clock = SteppedClock()
+    called = []
+
+    def fail(*args):
+        raise ValueError
+
+    clock._report = fail
+    clock.call_at(998.0, fail)
+    clock.call_at(999.0, lambda: called.append("next"))
+    clock.run()
+
+    assert called == ["next"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from math import inf
 from time import monotonic
@@ -133,8 +134,10 @@ class Clock:
         try:
             function()
         except BaseException as error:
-            # SystemExit and gevent.Timeout too: everybody else's deadlines must go on.
-            self._report(error)
+            # SystemExit and gevent.Timeout too: everybody else's deadlines must go on, and
+            # be it that a user's log filter raises.
+            with suppress(BaseException):
+                self._report(error)
 
     def _take_inbox(self) -> None:
         inbox, heap = self._inbox, self._heap

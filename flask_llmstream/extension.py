@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context
 
-from .backends.function import FunctionBackend
+from .backends.function import FunctionBackend, check_synchronous
 from .call import Call
 from .config import Settings, model_ids
 from .core import runtime
@@ -179,6 +179,8 @@ class LLMStream:
             raise ConfigurationError(
                 f"{backend.__name__} is a class. Give an object: {backend.__name__}(…)."
             )
+        for name in ("generate", "submit"):
+            check_synchronous(getattr(backend, name, None))
         AsyncInferenceEngine(backend, **options)  # Now, where the mistake is, not later.
         known = self._models.get(model)
         if not isinstance(known, _Registration):

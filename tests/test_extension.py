@@ -201,6 +201,39 @@ def test_an_asynchronous_function_is_refused(function):
         LLMStream().backend("m")(function)
 
 
+class AsynchronousBackend:
+    async def generate(self, request):
+        return "Hi"
+
+
+class AsynchronousGenerator:
+    async def generate(self, request):
+        yield "Hi"
+
+
+class AsynchronousSubmit:
+    async def submit(self, request, emit):
+        emit("Hi")
+
+
+class AsynchronousCall:
+    async def __call__(self, request):
+        return "Hi"
+
+
+@pytest.mark.parametrize(
+    "backend", [AsynchronousBackend, AsynchronousGenerator, AsynchronousSubmit]
+)
+def test_an_asynchronous_method_is_refused(backend):
+    with pytest.raises(ConfigurationError, match=rf"{backend.__name__}\.\w+ is asynchronous"):
+        LLMStream().add_backend("m", backend())
+
+
+def test_an_object_with_an_asynchronous_call_is_refused():
+    with pytest.raises(ConfigurationError, match="is asynchronous"):
+        LLMStream().backend("m")(AsynchronousCall())
+
+
 @pytest.mark.parametrize("thing", [None, "text", 5])
 def test_what_cannot_be_called_is_no_function(thing):
     with pytest.raises(ConfigurationError, match="is no backend: it cannot be called"):

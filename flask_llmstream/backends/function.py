@@ -14,7 +14,23 @@ if TYPE_CHECKING:
     from ..core.messages import InferenceRequest
     from ..typing import WorkerKind
 
-__all__ = ["FunctionBackend"]
+__all__ = ["FunctionBackend", "check_synchronous"]
+
+
+def check_synchronous(function: Any) -> None:
+    """
+    Refuse what would return a coroutine that nobody awaits.
+
+    Raises:
+        ConfigurationError: *function* is asynchronous.
+    """
+    for each in (function, getattr(function, "__call__", None)):  # noqa: B004 - looked at, not asked
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            raise ConfigurationError(
+                f"{getattr(each, '__qualname__', repr(each))} is asynchronous. A backend runs on "
+                "a thread or a greenlet: make it a plain generator function, and give it "
+                'worker="greenlet" if it waits on sockets.'
+            )
 
 
 class FunctionBackend:
@@ -41,11 +57,7 @@ class FunctionBackend:
         name = getattr(function, "__qualname__", repr(function))
         if not callable(function):
             raise ConfigurationError(f"{name} is no backend: it cannot be called.")
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(
-                f"{name} is asynchronous. A backend runs on a thread or a greenlet: make it a "
-                'plain generator function, and give it worker="greenlet" if it waits on sockets.'
-            )
+        check_synchronous(function)
         # Itself, not through a method: no frame of ours between the worker and its tokens.
         self.generate = function
         self.worker = worker

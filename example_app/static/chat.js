@@ -55,7 +55,7 @@ async function answer(exchange) {
   moveFocus();
   keepUp();
 
-  const painting = paintEveryFrame(view);
+  const paint = painter(view);
   try {
     const body = {
       model: exchange.model || undefined,
@@ -69,6 +69,7 @@ async function answer(exchange) {
       stopwatch.piece();
       exchange.answer += part.text;
       view.append(part.text);
+      paint();
       if (exchange.state === "waiting") {
         exchange.state = "writing";
         exchange.ttftSeconds = stopwatch.ttftSeconds;
@@ -85,7 +86,6 @@ async function answer(exchange) {
     }
   }
 
-  painting.stop();
   running = null;
   exchange.tokensPerSecond = stopwatch.tokensPerSecond(completionTokens);
   view.update();
@@ -104,13 +104,18 @@ function asShown(error) {
   return { code: "page_error", message: "Something in this page failed." };
 }
 
-function paintEveryFrame(view) {
-  let frame = requestAnimationFrame(function paint() {
-    view.flush();
-    keepUp();
-    frame = requestAnimationFrame(paint);
-  });
-  return { stop: () => cancelAnimationFrame(frame) };
+/** Call it when there is text: it is shown with the next frame, all that came until then. */
+function painter(view) {
+  let scheduled = false;
+  return () => {
+    if (scheduled) return;
+    scheduled = true;
+    requestAnimationFrame(() => {
+      scheduled = false;
+      view.flush();
+      keepUp();
+    });
+  };
 }
 
 function send() {

@@ -49,16 +49,17 @@ def browser(chromium, server):
 
 
 @pytest.fixture(scope="module")
-def context(browser, server):
-    """For all pages that need nothing special: each is a tab, with a memory of its own."""
+def tab(browser, server):
+    """One for the whole module: a new one takes as long as most of the tests."""
     context = new_context(browser, server)
-    yield context
+    yield context.new_page()
     context.close()
 
 
 def new_context(browser, server, **options):
     options = {"viewport": {"width": 1000, "height": 700}, **options}
-    context = browser.new_context(base_url=server.url, **options)
+    # An animation costs a core, where there is nothing but cores to draw it.
+    context = browser.new_context(base_url=server.url, reduced_motion="reduce", **options)
     context.set_default_timeout(10_000)
     return context
 
@@ -70,10 +71,23 @@ class Watch:
         self._complaints = []
         self._allowed = []
 
-    def add_to(self, page):
-        page.on("console", self._on_console)
-        page.on("pageerror", lambda error: self._complaints.append(f"uncaught: {error}"))
-        page.on("dialog", self._on_dialog)
+    def start(self, page):
+        for event, listener in self._listeners():
+            page.on(event, listener)
+
+    def stop(self, page):
+        for event, listener in self._listeners():
+            page.remove_listener(event, listener)
+
+    def _listeners(self):
+        return (
+            ("console", self._on_console),
+            ("pageerror", self._on_page_error),
+            ("dialog", self._on_dialog),
+        )
+
+    def _on_page_error(self, error):
+        self._complaints.append(f"uncaught: {error}")
 
     def _on_console(self, message):
         if message.type in {"error", "warning"}:
@@ -104,23 +118,28 @@ def watch():
 
 
 @pytest.fixture
-def page(context, watch):
-    """An empty tab on a desktop."""
-    page = context.new_page()
-    watch.add_to(page)
-    yield page
-    page.close()
+def page(tab, server, watch):
+    """A tab on a desktop that remembers nothing."""
+    server.start_over()
+    watch.start(tab)
+    yield tab
+    tab.unroute_all()
+    tab.context.set_offline(False)
+    tab.goto("/")  # Has no script that would store anything.
+    tab.evaluate("sessionStorage.clear()")
+    watch.stop(tab)
 
 
 @pytest.fixture
 def new_page(browser, server, watch):
     """Makes a page in a context of its own, with the options that it is given."""
+    server.start_over()
     contexts = []
 
     def new_page(**options):
         contexts.append(new_context(browser, server, **options))
         page = contexts[-1].new_page()
-        watch.add_to(page)
+        watch.start(page)
         return page
 
     yield new_page

@@ -67,6 +67,3 @@ class ChatPage:
         expect(self.reply).to_have_attribute("data-state", state)
         if text is not None:
             expect(self.part("text")).to_have_text(text)
-        under_way = state in {"waiting", "writing"}
-        expect(self.the("stop")).to_be_visible(visible=under_way)
-        expect(self.the("send")).to_be_visible(visible=not under_way)

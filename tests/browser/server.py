@@ -72,6 +72,10 @@ class Server:
         )
         assert raised <= ABORTED, log
 
+    def start_over(self) -> None:
+        """Forget the requests that a test before this one has left."""
+        self._number = self._count()
+
     def next_answer(self) -> Answer:
         """The answer to the next request for the model "remote", once it has arrived."""
         answer = Answer(self._control, self._number)

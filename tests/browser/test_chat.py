@@ -21,6 +21,20 @@ def test_each_token_is_shown_before_the_next_is_let_out(chat):
     expect(chat.part("note")).to_be_hidden()
 
 
+def test_stop_takes_the_place_of_send(chat):
+    expect(chat.the("send")).to_be_visible()
+    expect(chat.the("stop")).to_be_hidden()
+    answer = chat.ask()
+    for _ in range(2):
+        expect(chat.the("send")).to_be_hidden()
+        expect(chat.the("stop")).to_be_visible()
+        answer.write("Because ")
+        chat.expect_reply("writing")
+    answer.finish()
+    expect(chat.the("send")).to_be_visible()
+    expect(chat.the("stop")).to_be_hidden()
+
+
 def test_the_first_tokens_time_and_the_pace_are_shown(chat):
     answer = chat.ask()
     expect(chat.part("ttft")).to_be_hidden()

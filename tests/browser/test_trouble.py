@@ -154,6 +154,7 @@ def test_an_error_survives_a_reload(chat, server, watch):
     retry(chat, server)
 
 
-def test_storage_that_is_full_does_not_stop_the_talk(page, server):
+def test_storage_that_is_full_does_not_stop_the_talk(new_page, server):
+    page = new_page()
     page.add_init_script("Storage.prototype.setItem = () => { throw new Error('full'); };")
     ChatPage(page, server).open().ask_and_answer("Why?", "Because.")

@@ -7,14 +7,17 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
+from time import monotonic
 
 import pytest
 from concurrency import Background, wait_until
 
+from flask_llmstream.core.deadlines import Deadline
 from flask_llmstream.core.messages import Finish, InferenceRequest, InferenceResponse, Usage
-from flask_llmstream.engines import rotation
+from flask_llmstream.engines import balancing, rotation
 from flask_llmstream.engines.asynchronous import AsyncInferenceEngine
 from flask_llmstream.engines.balancing import BalancedBackend, LoadBalanceStrategy
+from flask_llmstream.engines.rotation import Wait
 from flask_llmstream.exceptions import (
     ConfigurationError,
     DeadlineExceededError,
@@ -23,6 +26,7 @@ from flask_llmstream.exceptions import (
     PermissionDeniedError,
     QueueFullError,
     RequestCancelledError,
+    UnknownModelError,
     UpstreamError,
 )
 from flask_llmstream.testing import Gate, ScriptedBackend, Signal
@@ -45,6 +49,7 @@ def clock(monkeypatch):
     """Time stands still but where a test moves it; a backend that fails is out for 2 s, 4 s…"""
     clock = Clock()
     monkeypatch.setattr(rotation, "monotonic", clock)
+    monkeypatch.setattr(balancing, "monotonic", clock)
     monkeypatch.setattr(rotation, "uniform", lambda _, longest: longest)
     return clock
 
@@ -77,6 +82,10 @@ class Run:
     """What an engine's copy of a request has as its `control`."""
 
     is_over: bool
+    timed_out: bool = False
+
+    def on_cancel(self, function):
+        self.cancel = function
 
 
 def request(prompt="x", **options):
@@ -204,14 +213,76 @@ def test_a_full_backend_is_passed_over():
     assert ask(balanced) == "a"
 
 
-def test_where_all_are_full_the_strategy_decides():
-    balanced = BalancedBackend(
-        [FakeBackend("a", max_concurrency=1), FakeBackend("b", max_concurrency=1)]
-    )
-    streams = [balanced.generate(request()) for _ in range(4)]
-    assert under_way(balanced) == [2, 2]
-    for stream in streams:
-        stream.close()
+def test_where_all_are_full_a_request_waits_for_room():
+    balanced = BalancedBackend([FakeBackend(name, max_concurrency=1) for name in "ab"])
+    held = [balanced.generate(request()) for _ in range(2)]
+    waiting = Background(lambda: ask(balanced))
+    wait_until(lambda: balanced._rotation._waiting)
+    assert under_way(balanced) == [1, 1]
+    held[1].close()
+    assert waiting.result() == "b"
+    held[0].close()
+
+
+def test_room_goes_to_the_highest_priority_then_to_who_came_first():
+    backend = FakeBackend("a", max_concurrency=1)
+    balanced = BalancedBackend([backend])
+    held = balanced.generate(request())
+    order = []
+    waiting = []
+    for name, priority in (("low", 0), ("first", 5), ("second", 5)):
+        waiting.append(
+            Background(
+                lambda name=name, priority=priority: (
+                    ask(balanced, priority=priority),
+                    order.append(name),
+                )
+            )
+        )
+        wait_until(lambda: len(balanced._rotation._waiting) == len(waiting))
+    held.close()
+    for each in waiting:
+        each.result()
+    assert sorted(order) == ["first", "low", "second"]
+    assert backend.calls == 4
+
+
+def test_who_comes_while_others_wait_waits_behind_them():
+    balanced = BalancedBackend([FakeBackend("a", max_concurrency=1)])
+    rotation = balanced._rotation
+    with rotation.waiting(0) as waiter:
+        assert isinstance(rotation.pick([]), Wait)
+        attempt = rotation.pick([], waiter=waiter)
+    assert attempt.is_open
+
+
+def test_who_is_cancelled_while_it_waits_gives_up():
+    balanced = BalancedBackend([FakeBackend("a", max_concurrency=1)])
+    held = balanced.generate(request())
+    run = Run(is_over=False)
+    waiting = Background(lambda: ask(balanced, control=run))
+    wait_until(lambda: balanced._rotation._waiting)
+    run.is_over = True
+    run.cancel()
+    with pytest.raises(RequestCancelledError):
+        waiting.result()
+    assert not balanced._rotation._waiting
+    held.close()
+
+
+def test_a_failing_backends_calls_wait_for_room_at_the_others(clock):
+    gate = Gate()
+    bad = ScriptedBackend(gate, UpstreamError("reset"))
+    bad.max_concurrency = 1
+    balanced = BalancedBackend([bad, FakeBackend("b", max_concurrency=1)])
+    failing = Background(lambda: ask(balanced))
+    gate.reached.wait()
+    held = balanced.generate(request())
+    gate.open()
+    wait_until(lambda: balanced._rotation._waiting)
+    assert under_way(balanced) == [0, 1]
+    held.close()
+    assert failing.result() == "b"
 
 
 # What they are together.
@@ -464,7 +535,7 @@ def test_a_failing_backend_hands_its_request_to_the_next_one(clock, caplog):
     balanced = BalancedBackend(backends)
     with caplog.at_level(logging.WARNING):
         assert ask(balanced) == "b"
-    assert "FakeBackend) failed; another one" in caplog.text
+    assert "failed (OSError); another attempt is made (FakeBackend)" in caplog.text
     assert "refused" in caplog.text
     assert (failures(balanced), under_way(balanced)) == ([1, 0], [0, 0])
 
@@ -561,7 +632,7 @@ def test_failures_of_calls_that_were_under_way_count_once(clock):
     balanced = BalancedBackend([bad, good], strategy=ROUND_ROBIN)
     first, _, second = (balanced._rotation.pick([]) for _ in range(3))
     for attempt in (first, second):
-        balanced._next_after(attempt, OSError(), [], is_over=lambda: False)
+        assert balanced._is_for_another(attempt, OSError(), [request()])
     assert failures(balanced) == [1, 0]
 
 
@@ -616,6 +687,101 @@ def test_what_is_not_the_backends_fault_is_the_callers_at_once(error):
 def test_a_backend_that_is_full_itself_hands_over(clock):
     balanced = BalancedBackend([FakeBackend("a", fails=[QueueFullError()]), FakeBackend("b")])
     assert ask(balanced) == "b"
+
+
+def busy(seconds=0.05):
+    return QueueFullError("Too many.", retry_after=seconds)
+
+
+def test_a_busy_backend_is_left_alone_for_as_long_as_it_said(clock):
+    balanced = BalancedBackend([FakeBackend("a", fails=[busy(7)]), FakeBackend("b")])
+    assert [ask(balanced) for _ in range(3)] == list("bbb")
+    assert failures(balanced) == [0, 0]
+    clock.now += 6.9
+    assert [ask(balanced) for _ in range(2)] == list("bb")
+    clock.now += 0.1
+    assert ask(balanced) == "a"
+
+
+def test_where_all_are_busy_a_request_waits_for_the_first_of_them():
+    backends = [FakeBackend("a", fails=[busy(30)]), FakeBackend("b", fails=[busy()])]
+    balanced = BalancedBackend(backends)
+    began = monotonic()
+    assert ask(balanced, deadline=Deadline.after(10)) == "b"
+    assert monotonic() - began >= 0.05
+    assert [backend.calls for backend in backends] == [1, 2]
+
+
+def test_where_the_deadline_does_not_let_it_wait_the_caller_is_told_when(clock):
+    backends = [FakeBackend("a", fails=[busy(9)]), FakeBackend("b", fails=[busy(7)])]
+    balanced = BalancedBackend(backends)
+    for _ in range(2):  # The second one is told without that anybody is asked.
+        with pytest.raises(QueueFullError) as caught:
+            ask(balanced, deadline=Deadline(clock.now + 5))
+        assert caught.value.retry_after == pytest.approx(7)
+    assert [backend.calls for backend in backends] == [1, 1]
+
+
+def test_nobody_waits_longer_than_a_minute_for_a_busy_backend(clock):
+    balanced = BalancedBackend([FakeBackend("a", fails=[busy(100)])])
+    with pytest.raises(QueueFullError, match="Too many"):
+        ask(balanced)
+
+
+def test_who_is_cancelled_while_all_are_busy_gives_up():
+    balanced = BalancedBackend([FakeBackend("a", fails=[busy(30)])])
+    run = Run(is_over=False)
+    waiting = Background(lambda: ask(balanced, control=run))
+    wait_until(lambda: balanced._rotation._waiting)
+    run.is_over = True
+    run.cancel()
+    with pytest.raises(QueueFullError):
+        waiting.result()
+
+
+def test_a_failing_backend_may_say_when_it_is_to_be_probed(clock):
+    bad = FakeBackend("a", fails=[UpstreamError("503", retry_after=9)])
+    balanced = BalancedBackend([bad, FakeBackend("b")])
+    assert ask(balanced) == "b"
+    clock.now += 8.9
+    assert [ask(balanced) for _ in range(2)] == list("bb")
+    clock.now += 0.1
+    assert ask(balanced) == "a"
+
+
+def test_a_model_that_one_backend_does_not_have_another_one_may_have(clock):
+    balanced = BalancedBackend([FakeBackend("a", fails=[UnknownModelError()]), FakeBackend("b")])
+    assert ask(balanced) == "b"
+    assert failures(balanced) == [1, 0]
+
+
+def test_a_backend_that_says_nothing_until_the_time_is_over_is_out(clock):
+    run = Run(is_over=False)
+
+    class Silent(FakeBackend):
+        def generate(self, request):
+            clock.now += self.seconds
+            run.is_over = run.timed_out = True
+            raise RequestCancelledError
+            yield
+
+    impatient = BalancedBackend([Silent("a", seconds=9)])
+    patient = BalancedBackend([Silent("a", seconds=10)])
+    for balanced, expected in ((impatient, [0]), (patient, [1])):
+        run.is_over = False
+        with pytest.raises(RequestCancelledError):
+            ask(balanced, control=run)
+        assert failures(balanced) == expected
+
+
+def test_it_is_not_ready_while_all_are_out(clock):
+    balanced = BalancedBackend([FakeBackend("a", fails=[OSError()])])
+    with pytest.raises(OSError):
+        ask(balanced)
+    with pytest.raises(UpstreamError, match="failed lately"):
+        balanced.check_ready()
+    clock.now += 2  # A request would be the probe.
+    balanced.check_ready()
 
 
 def test_who_was_cancelled_is_not_tried_again():

@@ -195,6 +195,9 @@ class RequestControl(Protocol):
     @property
     def is_over(self) -> bool: ...
 
+    @property
+    def timed_out(self) -> bool: ...
+
     def on_cancel(self, function: Callable[[], Any]) -> None: ...
 
 
@@ -293,6 +296,11 @@ class InferenceRequest:
     def cancelled(self) -> bool:
         """Whether the run is over, for whatever cause: nobody wants more tokens."""
         return self.control is not None and self.control.is_over
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it is over because one of its budgets ran out."""
+        return self.control is not None and self.control.timed_out
 
     def on_cancel(self, function: Callable[[], Any]) -> None:
         """

@@ -18,14 +18,19 @@ from ..exceptions import (
     ConfigurationError,
     DeadlineExceededError,
     EngineError,
+    LLMStreamError,
+    QueueFullError,
     RequestCancelledError,
     RequestError,
+    UnknownModelError,
+    UpstreamError,
 )
 from ..typing import SHOWN_FEATURES
-from .rotation import LoadBalanceStrategy, Member, Rotation
+from .rotation import LoadBalanceStrategy, Member, Rotation, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeGuard
 
     from ..core.messages import InferenceRequest, Item
     from ..typing import Emit, WorkerKind
@@ -262,7 +267,8 @@ class BalancedBackend:
                     if not self._is_for_another(attempt, exc, requests):
                         raise
                     error = exc  # type: ignore[assignment]  # An Exception, as it is for another.
-                    tried.append(attempt.member)
+                    if not _says_when(exc):
+                        tried.append(attempt.member)
         finally:
             error = None  # Its traceback refers to this frame.
 
@@ -312,8 +318,8 @@ class BalancedBackend:
             self._rotation.fail(attempt)
         elif attempt.has_emitted or is_over or not _is_its_fault(error):
             pass
-        elif isinstance(error, QueueFullError) and error.retry_after:
-            self._rotation.refuse(attempt, error.retry_after)
+        elif _says_when(error):
+            self._rotation.refuse(attempt, error.retry_after or 0.0)
             attempt.close()
             return True
         else:
@@ -409,6 +415,11 @@ def _is_its_fault(error: BaseException) -> bool:
     return isinstance(error, UnknownModelError) or not isinstance(error, _NOT_ITS_FAULT)
 
 
+def _says_when(error: BaseException) -> TypeGuard[QueueFullError]:
+    """Whether the backend is only busy, and said for how long."""
+    return isinstance(error, QueueFullError) and bool(error.retry_after)
+
+
 def _check_patience(
     until: float, requests: Sequence[InferenceRequest], error: Exception | None
 ) -> None:
@@ -422,7 +433,7 @@ def _check_patience(
     raise error or QueueFullError("The model is busy.", retry_after=until - now)
 
 
-def _log_failover(error: Exception, following: Attempt) -> None:
+def _log_failover(error: BaseException, following: Attempt) -> None:
     runtime.log(
         _logger,
         logging.WARNING,

@@ -149,6 +149,10 @@ class Run:
     def is_stream(self) -> bool:
         return self._emit_to is not None or self._token_callback is not None
 
+    @property
+    def timed_out(self) -> bool:
+        return self.state is State.TIMED_OUT
+
     def _get_text(self) -> str:
         return self.assembler.text
 

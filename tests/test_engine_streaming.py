@@ -306,6 +306,31 @@ class TestTokenCallback:
 
         wait_until(lambda: "The token callback failed at the end" in caplog.text)
 
+    @pytest.mark.parametrize("how", ["cancel", "deadline"])
+    def test_that_never_returns_from_the_end_does_not_keep_the_handle(self, engines, how):
+        is_inside, gate = threading.Event(), threading.Event()
+
+        def on_token(token, is_final):
+            if is_final:
+                is_inside.set()
+                assert gate.wait(DEADLINE_SECONDS)
+
+        engine = engines(lambda request: "a", worker_threads=1, stuck_seconds=0)
+        handle = engine.submit_streaming(ask(), on_token, timeout_seconds=60)
+        assert is_inside.wait(5)
+        assert not handle.ready()
+        if how == "cancel":
+            handle.cancel()
+        else:
+            pass_deadline(handle)
+
+        assert isinstance(
+            error_of(handle, 0),
+            RequestCancelledError if how == "cancel" else DeadlineExceededError,
+        )
+        assert engine.submit(ask()).get(5).text == "a"  # On another worker.
+        gate.set()
+
     def test_is_stopped_on_a_users_thread_by_what_stops_that_thread(self, engines):
         backend = GatedBackend()
         engine = engines(backend, worker_threads=1)

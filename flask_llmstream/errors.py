@@ -6,7 +6,7 @@ import logging
 from math import ceil
 from typing import TYPE_CHECKING
 
-from flask import Response, has_request_context
+from flask import Response
 from flask import request as http_request
 
 from .exceptions import ConfigurationError
@@ -32,9 +32,7 @@ def respond_to(
             _logger.error("A request failed on how the server is set up.", exc_info=error)
         # A stream error that came before the stream has no status of its own.
         status = error.status or 500
-        headers = {"Cache-Control": "no-store"}
-        if has_request_context():
-            headers["X-Request-ID"] = request_id_for(http_request)
+        headers = {"Cache-Control": "no-store", "X-Request-ID": request_id_for(http_request)}
         if error.retry_after is not None or (error.retryable and status in (429, 503)):
             headers["Retry-After"] = str(max(1, ceil(error.retry_after or 1)))
         if not error.retryable:

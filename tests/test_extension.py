@@ -28,6 +28,7 @@ from flask_llmstream import (
     Usage,
     request_finished,
 )
+from flask_llmstream.backends.function import FunctionBackend
 from flask_llmstream.testing import Gate, ScriptedBackend, Signal
 
 HI = InferenceRequest(prompt="Hi")
@@ -187,6 +188,13 @@ def test_a_backend_runs_under_an_app_context_of_its_own():
     assert tokens_of(client.get("/").text) == "tests False"
 
 
+def test_a_function_backend_shows_its_function():
+    def echo(request):
+        yield "Hi"
+
+    assert "echo" in repr(FunctionBackend(echo))
+
+
 async def coroutine(request):
     return "Hi"
 
@@ -331,6 +339,20 @@ def test_a_misspelt_feature_is_refused(supports):
         LLMStream().backend("m", supports=supports)(lambda request: "Hi")
 
 
+def test_several_backends_of_one_model_are_balanced(gate):
+    llm, first = scripted(gate, "Hi")
+    second = ScriptedBackend(gate, "Hi")
+    llm.add_backend("m", second, queue_size=3)
+    with make_app(llm).app_context():
+        answers = [llm.tokens(HI), llm.tokens(HI)]
+        first.started.wait()
+        second.started.wait()
+        gate.open()
+        assert [list(answer) for answer in answers] == [["Hi"], ["Hi"]]
+        assert llm.models() == ["m"]
+        assert llm.engine_of("m").queue_stats()["queue_size"] == 3
+
+
 # Engines.
 
 
@@ -343,6 +365,15 @@ def test_an_engine_serves_models_for_several_apps():
             assert llm.models() == ["a", "b"]
             assert llm.engine_of("b") is engine
             assert llm.complete(InferenceRequest(prompt="Hi", model="b")).text == "Hi"
+
+
+def test_an_engine_that_comes_late_serves_the_apps_that_are_there():
+    llm = LLMStream()
+    app = make_app(llm)
+    engine = AsyncInferenceEngine(ScriptedBackend("Hi"))
+    llm.add_engine(engine, models=["m"])
+    with app.app_context():
+        assert llm.engine_of("m") is engine
 
 
 def test_a_model_has_one_owner():

@@ -309,7 +309,6 @@ class Run:
         """Run *backend* to its end, on this worker. Raises nothing."""
         runtime.make_logging_native()
         error: LLMStreamError | None = None
-        is_ours = False
         try:
             with self.context():
                 try:
@@ -320,13 +319,12 @@ class Run:
                     error = self._as_error(exc)
                     raise
                 finally:
-                    is_ours = self._close()
+                    self._close()
         except BaseException as exc:
             if error is None:
                 self._log("The context of the run failed", exc)
                 error = EngineError(_FAILED)
-        if is_ours or self._close():
-            self._settle(self, error)
+        self._conclude(error)
 
     def absorb(self, response: InferenceResponse) -> None:
         """Take a whole answer that was made for this run. Raises nothing."""
@@ -343,15 +341,16 @@ class Run:
         self._conclude(self._as_error(exc))
 
     def _conclude(self, error: LLMStreamError | None) -> None:
-        if self._close():
+        self._close()
+        if self.claim():
             self._settle(self, error)
 
-    def _close(self) -> bool:
-        """Let nothing more pass but the final call; whether the caller is to settle."""
-        is_ours = self.claim()
-        # Before the handle resolves, so that who waited for it has seen the end.
+    def _close(self) -> None:
+        """Let nothing more pass but the final call."""
+        self.is_over = True
+        # Before the handle resolves, so that who waited for it has seen the end; before
+        # the claim, so that a call that never returns can still be cancelled.
         self.send_final()
-        return is_ours
 
     def context(self) -> Any:
         context = self.request.run_context

@@ -26,6 +26,26 @@ class TestShutdown:
         closing.result()
         assert [handle.get(0).text for handle in handles] == ["busy-0!", "a!", "b!"]
 
+    def test_lets_a_stream_go_on_to_its_end(self, engines):
+        tokens, is_inside, gate = TokenLog(), threading.Event(), threading.Event()
+
+        def generate(request):
+            yield "a"
+            is_inside.set()
+            assert gate.wait(10)
+            yield "b"
+
+        engine = engines(generate)
+        handle = engine.submit_streaming(ask(), tokens)
+        assert is_inside.wait(5)
+        closing = Background(engine.shutdown)
+        wait_until(lambda: not engine.is_available)
+        gate.set()
+
+        closing.result()
+        assert handle.get(0).text == "ab"
+        assert tokens.calls == [("a", False), ("b", False), ("", True)]
+
     def test_refuses_new_requests_at_once(self, engines):
         tokens, backend = TokenLog(), GatedBackend()
         engine = engines(backend)

@@ -13,6 +13,7 @@ Stream language-model tokens from a Flask app.
 from ._version import __version__
 from .backends.echo import EchoBackend
 from .backends.llama_cpp import LlamaCppBackend
+from .backends.upstream import UpstreamBackend
 from .call import request_finished
 from .client import StreamReader
 from .core.deadlines import Deadline
@@ -128,6 +129,7 @@ __all__ = [
     "ToolCallDelta",
     "TopLogprob",
     "UnknownModelError",
+    "UpstreamBackend",
     "UpstreamError",
     "Usage",
     "__version__",

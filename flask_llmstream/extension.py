@@ -378,7 +378,7 @@ class LLMStream:
         if not request.model:
             default = call.settings.default_model
             # Who names no model must not be told of one that this route does not offer.
-            is_elsewhere = default not in offered and default in self._models
+            is_elsewhere = default not in offered and default in self.models()
             request.model = next(iter(offered), "") if is_elsewhere or not default else default
         engine = self.engine_of(request.model) if request.model in offered else None
         if engine is None:
@@ -457,8 +457,24 @@ class LLMStream:
     # Looking.
 
     def models(self) -> list[str]:
-        """The ids of all models, in the order of their registration."""
-        return list(self._models)
+        """
+        The ids of all models, in the order of their registration; then what upstreams
+        offer beside them (`UpstreamBackend`'s `discover`).
+        """
+        return list(self._models | self._discovered())
+
+    def _discovered(self) -> dict[str, _Registration]:
+        """What upstreams list that has no registration of its own, as if it had one."""
+        found: dict[str, _Registration] = {}
+        for owner in self._models.values():
+            if not isinstance(owner, _Registration):
+                continue
+            for backend in owner.backends:
+                for model in getattr(backend, "discovered", ()):
+                    if model not in self._models:
+                        listed = found.setdefault(model, _Registration([], owner.options))
+                        listed.backends.append(backend)
+        return found
 
     def settings(self) -> Settings:
         """The current app's."""
@@ -471,6 +487,7 @@ class LLMStream:
         Raises:
             UnknownModelError: There is no such model.
             EngineClosedError: Its engine is shut down, or all its workers are stuck.
+            UpstreamError: All of its backends failed lately.
             ConfigurationError: Its backend's own `check_ready` says so (a missing file).
         """
         engine = self.engine_of(model)
@@ -490,11 +507,13 @@ class LLMStream:
         """The current app's engine for *model*, made at its first use; None without one."""
         state = self._state(_current_app())
         engine = state.engines.get(model)
-        if engine is not None:
-            return engine
         owner = self._models.get(model)
         if owner is None:
-            return None
+            owner = self._discovered().get(model)
+            if isinstance(engine, AsyncInferenceEngine) and owner is not None:
+                _keep_up(engine, owner.backends)
+        if engine is not None or owner is None:
+            return engine
         engine = _make_engine(owner, state.settings) if isinstance(owner, _Registration) else owner
         with state.lock:
             return state.engines.setdefault(model, engine)
@@ -541,9 +560,19 @@ def _balanced(backends: list[Any]) -> Any:
     return BalancedBackend(backends)
 
 
+def _keep_up(engine: AsyncInferenceEngine, backends: list[Any]) -> None:
+    """Balance *engine* also over those of *backends* that list its model since lately."""
+    new = [backend for backend in backends if backend not in engine.backend.backends]
+    for backend in new:
+        engine.backend.add(backend)
+    if new:
+        engine.backend_changed()
+
+
 def _make_engine(registration: _Registration, settings: Settings) -> AsyncInferenceEngine:
     backends = registration.backends
-    backend = backends[0] if len(backends) == 1 else _balanced(backends)
+    is_alone = len(backends) == 1 and not getattr(backends[0], "fails_over", False)
+    backend = backends[0] if is_alone else _balanced(backends)
     is_greenlet = getattr(backend, "worker", "thread") == "greenlet"
     defaults = {
         "worker_threads": _GREENLETS if is_greenlet else settings.worker_threads,

@@ -9,7 +9,6 @@ from email.utils import parsedate_to_datetime
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from urllib.request import getproxies, proxy_bypass
 
 from .._version import __version__
 from ..core import runtime
@@ -286,6 +285,8 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _proxy_of(url: Any) -> str | None:
+    from urllib.request import getproxies, proxy_bypass
+
     if proxy_bypass(url.host):
         return None
     proxies = getproxies()

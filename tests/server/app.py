@@ -114,16 +114,22 @@ def create_app():
         recorder.record(outcome.request.request_id, "signalled", text=outcome.text)
 
     request_finished.connect(on_signal, app, weak=False)
+    if app.config.get("WARM_UP"):
+        script = json.dumps({"id": "warm-up", "steps": [["emit", "warm"]]})
+        with app.app_context():
+            for model in SCRIPTED_MODELS:
+                assert llm.complete(InferenceRequest(prompt=script, model=model)).text == "warm"
     return app
 
 
 def _asked():
-    """The request's question: ``{"script", "model", "settings", "stream"}``."""
+    """The request's question: ``{"script", "prompt", "model", "settings", "stream"}``."""
     return json.loads(request.args["q"]) if "q" in request.args else request.get_json()
 
 
 def _inference_request(asked):
-    return InferenceRequest(prompt=json.dumps(asked["script"]), model=asked.get("model", "thread"))
+    prompt = asked.get("prompt") or json.dumps(asked["script"])
+    return InferenceRequest(prompt=prompt, model=asked.get("model", "thread"))
 
 
 def _add_routes(app, llm, recorder):

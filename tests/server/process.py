@@ -52,6 +52,7 @@ class Process:
                     "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
                     "PYTHONUNBUFFERED": "1",
                     "SERVER_TEST_CONTROL": str(self.folder),
+                    "HOME": str(self.folder),  # gunicorn keeps a socket there.
                     **(environment or {}),
                 },
                 stdin=subprocess.DEVNULL,

@@ -5,18 +5,52 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 from flask import current_app, request
+
+from flask_llmstream import Finish, Usage
+from flask_llmstream.core import runtime
 
 logger = logging.getLogger("workload")
 
 TOKENS = 20
 
 
+class Batching:
+    """Serves every sequence from one native thread, a token each step."""
+
+    max_concurrency = 100
+
+    def __init__(self):
+        self._sequences = deque()
+        self._is_started = False
+
+    def submit(self, asked, emit):
+        self._sequences.append((emit, iter(range(TOKENS))))
+        if not self._is_started:
+            self._is_started = True
+            runtime.start_thread(self._run)
+        return lambda: None
+
+    def _run(self):
+        while True:
+            for _ in range(len(self._sequences)):
+                emit, numbers = sequence = self._sequences.popleft()
+                number = next(numbers, None)
+                if number is None:
+                    emit(Usage(1, TOKENS))
+                    emit(Finish("stop"))
+                elif emit(f"{number} "):
+                    self._sequences.append(sequence)
+            runtime.sleep(0.001)
+
+
 def add_to(app, llm):
     _add_database_backends(app, llm)
     _add_upstream_backend(llm)
+    llm.add_backend("batching", Batching())
 
     @llm.backend("logging", worker_threads=4)
     def log_and_sleep(asked):

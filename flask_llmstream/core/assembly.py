@@ -62,6 +62,14 @@ class _ChoiceAssembly:
     def is_untouched(self) -> bool:
         return not (self.tokens or self.tool_calls or self.finish)
 
+    @property
+    def is_finished(self) -> bool:
+        return self.finish is not None
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.text) or (self.stop_filter is not None and self.stop_filter.is_holding)
+
     def whole(self) -> Choice:
         finish = self.finish or Finish("stop")
         return Choice(
@@ -93,7 +101,8 @@ class Assembler:
             `tool_choice` are read.
 
     Attributes:
-        is_cut: Every choice was ended here, not by the backend: it need not go on.
+        is_cut: Every choice has ended, and one of them here, not by the backend: it does
+            not know, and need not go on.
 
     Thread safety: `text` from any thread; the rest is the producing worker's.
     """
@@ -119,7 +128,7 @@ class Assembler:
 
     @property
     def finished_choices(self) -> int:
-        return sum(choice.finish is not None for choice in self._choices)
+        return sum(choice.is_finished for choice in self._choices)
 
     def accept(self, item: Item) -> tuple[Item, ...]:
         """
@@ -150,7 +159,7 @@ class Assembler:
             yield item
             return
         choice = self._choice_of(item)
-        if choice.finish is not None:
+        if choice.is_finished:
             return
         if isinstance(item, bytes):
             if choice.decoder is None:
@@ -162,19 +171,17 @@ class Assembler:
             yield from self._accept_text(choice, item)
         elif isinstance(item, Finish):
             yield from self._flush(choice)
-            if choice.finish is None:  # Else the tail of the text held a stop string.
-                choice.finish = item
-                yield item
+            if not choice.is_finished:  # Else the tail of the text held a stop string.
+                yield self._end(choice, item)
         elif self._has_room(choice):
             if isinstance(item, Reasoning):
                 _check_text(item.text)
                 choice.reasoning.append(item.text)
             else:
-                _check_text(item.arguments)
                 item = _add_tool_call(choice, item)
             yield item
         else:
-            yield self._cut(choice, Finish("length", choice=choice.index))
+            yield from self._cut_at_limit(choice)
 
     def _choice_of(self, item: Any) -> _ChoiceAssembly:
         if isinstance(item, (str, bytes)):
@@ -199,9 +206,7 @@ class Assembler:
         if self._request.logprobs and not has_logprob and not choice.text and not choice.logprobs:
             raise InvalidRequestError("The model does not return logprobs.", param="logprobs")
         if not self._has_room(choice):
-            yield from self._flush(choice)
-            if choice.finish is None:
-                yield self._cut(choice, Finish("length", choice=choice.index))
+            yield from self._cut_at_limit(choice)
             return
         stop_filter = choice.stop_filter
         if stop_filter is None:
@@ -211,8 +216,7 @@ class Assembler:
         if shown or (has_logprob and stop_filter.matched is None):
             yield self._keep(choice, _retext(text, shown))
         if stop_filter.matched is not None:
-            finish = Finish("stop", stop_sequence=stop_filter.matched, choice=choice.index)
-            yield self._cut(choice, finish)
+            yield self._cut_at_stop(choice, stop_filter.matched)
 
     def _has_room(self, choice: _ChoiceAssembly) -> bool:
         """Count one more token. False once it is the first one over `max_tokens`."""
@@ -232,10 +236,22 @@ class Assembler:
             text = Token(text, choice=choice.index)
         return text
 
-    def _cut(self, choice: _ChoiceAssembly, finish: Finish) -> Finish:
-        choice.finish = finish
+    def _cut_at_limit(self, choice: _ChoiceAssembly) -> Iterator[Item]:
+        yield from self._flush(choice)
+        if not choice.is_finished:
+            choice.is_cut = True
+            yield self._end(choice, Finish("length", choice=choice.index))
+
+    def _cut_at_stop(self, choice: _ChoiceAssembly, stop: str) -> Finish:
         choice.is_cut = True
-        self.is_cut = all(each.is_cut for each in self._choices)
+        return self._end(choice, Finish("stop", stop_sequence=stop, choice=choice.index))
+
+    def _end(self, choice: _ChoiceAssembly, finish: Finish) -> Finish:
+        choice.finish = finish
+        choices = self._choices
+        self.is_cut = all(each.is_finished for each in choices) and any(
+            each.is_cut for each in choices
+        )
         return finish
 
     def _flush(self, choice: _ChoiceAssembly) -> Iterator[Item]:
@@ -244,14 +260,15 @@ class Assembler:
             # Cut in the middle of a character, by max_tokens say: shown, not lost.
             choice.decoder.errors = "replace"
             tail = choice.decoder.decode(b"", final=True)
-            if tail and choice.stop_filter is not None:
-                tail = choice.stop_filter.feed(tail)
-            if tail:
-                yield self._keep(choice, tail)
-        if choice.stop_filter is not None:
-            held = choice.stop_filter.flush()
-            if held:
-                yield self._keep(choice, held)
+        else:
+            tail = ""
+        stop_filter = choice.stop_filter
+        if stop_filter is not None:
+            tail = stop_filter.feed(tail) + stop_filter.flush()
+        if tail:
+            yield self._keep(choice, tail)
+        if stop_filter is not None and stop_filter.matched is not None:
+            yield self._cut_at_stop(choice, stop_filter.matched)
 
     def finish(self) -> tuple[Item, ...]:
         """
@@ -264,9 +281,10 @@ class Assembler:
         if any(choice.is_untouched for choice in self._choices[1:]):
             raise InvalidRequestError("The model returns one choice only.", param="n")
         for choice in self._choices:
-            if choice.finish is None:
+            if not choice.is_finished:
                 items.extend(self._flush(choice))
-                choice.finish = Finish("stop", choice=choice.index)
+            if not choice.is_finished:
+                self._end(choice, Finish("stop", choice=choice.index))
         first = self._first
         if (
             self._request.tools
@@ -281,25 +299,30 @@ class Assembler:
         return tuple(items)
 
     def absorb(self, response: InferenceResponse) -> Iterator[Item]:
-        """The items of a whole answer that a backend returned, to be accepted in turn."""
-        emitted = {choice.index for choice in self._choices if not choice.is_untouched}
+        """
+        The items of a whole answer that a backend returned, to be accepted in turn; of each
+        choice what was not emitted before.
+        """
+        emitted = {choice.index: choice for choice in self._choices}
         for choice in response.choices:
-            if choice.index in emitted:
-                continue  # The returned text is the same text.
-            if choice.reasoning:
+            so_far = emitted.get(choice.index) or _ChoiceAssembly(choice.index, None)
+            if choice.reasoning and not so_far.reasoning:
                 yield Reasoning(choice.reasoning, choice=choice.index)
-            if choice.logprobs:
+            if so_far.has_text:
+                pass  # The returned text is the same text.
+            elif choice.logprobs:
                 yield from choice.logprobs
             elif choice.text:
                 yield Token(choice.text, choice=choice.index) if choice.index else choice.text
-            for index, call in enumerate(choice.tool_calls):
-                yield ToolCallDelta(
-                    index,
-                    id=call.id,
-                    name=call.name,
-                    arguments=call.arguments,
-                    choice=choice.index,
-                )
+            if not so_far.tool_calls:
+                for index, call in enumerate(choice.tool_calls):
+                    yield ToolCallDelta(
+                        index,
+                        id=call.id,
+                        name=call.name,
+                        arguments=call.arguments,
+                        choice=choice.index,
+                    )
             yield Finish(
                 choice.finish_reason, stop_sequence=choice.stop_sequence, choice=choice.index
             )
@@ -349,9 +372,10 @@ def _retext(token: str, shown: str) -> str:
 
 
 def _add_tool_call(choice: _ChoiceAssembly, delta: ToolCallDelta) -> ToolCallDelta:
+    _check_text(f"{delta.id}{delta.name}{delta.arguments}")
     call = choice.tool_calls.get(delta.index)
     if call is None:
-        if delta.id is None:
+        if not delta.id:
             # Every dialect needs one, and the same one in deltas and in the whole answer.
             delta = replace(delta, id=f"call_{secrets.token_hex(12)}")
         choice.tool_calls[delta.index] = [delta.id or "", delta.name or "", delta.arguments]

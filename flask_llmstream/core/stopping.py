@@ -34,6 +34,11 @@ class StopFilter:
         self._held = ""
         self.matched: str | None = None
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether text is held back."""
+        return bool(self._held)
+
     def feed(self, text: str) -> str:
         """Add *text*; returns what may be shown. After a match, nothing."""
         if self.matched is not None:

@@ -30,7 +30,7 @@ from .exceptions import (
 from .framing import negotiate
 from .gunicorn import ShutdownWatch
 from .hangup import ClientLeftError
-from .policy import check_features, check_limits, check_request_id, unknown_model
+from .policy import check_features, check_limits, check_request_id, check_types, unknown_model
 from .responses import StreamBody, render_document
 from .tokens import TokenIterator
 
@@ -343,7 +343,9 @@ class LLMStream:
 
         Raises:
             LLMStreamError: 404, 400 or 403, in this order.
+            TypeError: What a view gives is no request.
         """
+        check_types(request)
         if request.stream_callback is not None:
             raise InvalidRequestError(
                 "stream_callback is the extension's own here. "

@@ -6,6 +6,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from .core.messages import InferenceRequest, Message
 from .dialects.extra_body import check_extra_body
 from .exceptions import AuthenticationError, InvalidRequestError, UnknownModelError
 from .typing import SHOWN_FEATURES
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
     from werkzeug.datastructures import Headers
 
     from .config import Settings
-    from .core.messages import InferenceRequest
 
 __all__ = [
     "authenticate",
     "check_features",
     "check_limits",
     "check_request_id",
+    "check_types",
     "request_id_for",
     "request_id_of",
     "unknown_model",
@@ -49,6 +50,23 @@ def request_id_for(request: Request) -> str:
     if _ENVIRON_KEY not in request.environ:
         request.environ[_ENVIRON_KEY] = request_id_of(request.headers)
     return str(request.environ[_ENVIRON_KEY])
+
+
+def check_types(request: Any) -> None:
+    """
+    Say what a view has mistaken, where it could only fail later and more darkly.
+
+    Raises:
+        TypeError: *request* is no `InferenceRequest`, or its messages are no `Message`s.
+    """
+    if not isinstance(request, InferenceRequest):
+        raise TypeError(f"Give an InferenceRequest, not {type(request).__name__}.")
+    for number, message in enumerate(request.messages):
+        if not isinstance(message, Message):
+            raise TypeError(
+                f"messages[{number}] is a {type(message).__name__}. "
+                "Give Message(role, content, …) objects."
+            )
 
 
 def check_request_id(request: InferenceRequest) -> None:

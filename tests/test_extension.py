@@ -547,6 +547,26 @@ def test_a_callback_of_one_s_own_is_refused_with_where_to_go():
     assert caught.value.param == "stream_callback"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("Hi", "Give an InferenceRequest, not str"),
+        ({"prompt": "Hi"}, "Give an InferenceRequest, not dict"),
+        (
+            InferenceRequest(messages=[{"role": "user", "content": "Hi"}]),
+            r"messages\[0\] is a dict. Give Message\(role, content",
+        ),
+        (InferenceRequest(messages="Hi"), r"messages\[0\] is a str"),
+    ],
+)
+def test_what_is_no_request_is_a_mistake_that_says_so(wanted, message):
+    llm, _ = scripted("Hi")
+    with make_app(llm).app_context():
+        for use in (llm.stream, llm.complete, llm.tokens):
+            with pytest.raises(TypeError, match=message):
+                use(wanted)
+
+
 def test_a_deadline_of_one_s_own_counts_where_it_is_shorter():
     llm, backend = scripted("Hi")
     with make_app(llm).app_context():

@@ -333,6 +333,18 @@ def test_supports_is_passed_on():
         assert llm.complete(wanted).text == "{}"
 
 
+def test_a_function_may_take_the_fields_that_have_no_name():
+    llm = LLMStream()
+
+    @llm.backend("m", supports=["extra_body"])
+    def think(request):
+        yield request.extra_body["reasoning_effort"]
+
+    wanted = InferenceRequest(prompt="Hi", extra_body={"reasoning_effort": "high"})
+    with make_app(llm).app_context():
+        assert llm.complete(wanted).text == "high"
+
+
 @pytest.mark.parametrize("supports", ["tools", ["tool"], ["tools", "vision"]])
 def test_a_misspelt_feature_is_refused(supports):
     with pytest.raises(ConfigurationError, match=r"supports must be .*json_object"):

@@ -210,6 +210,18 @@ def test_what_every_backend_can_do_is_never_refused(fields):
     assert refusal_of(ScriptedBackend(supports=()), fields) is None
 
 
+@pytest.mark.parametrize("backend", [ScriptedBackend(), Undeclared()])
+def test_a_field_without_a_name_that_would_be_noticed_is_refused(backend):
+    error = refusal_of(backend, {"extra_body": {"reasoning_effort": "high"}})
+    assert error.param == "reasoning_effort"
+    assert refusal_of(backend, {"extra_body": {"store": True, "whatever": 1}}) is None
+
+
+def test_a_backend_may_take_every_field():
+    backend = ScriptedBackend(supports={"extra_body"})
+    assert refusal_of(backend, {"extra_body": {"reasoning_effort": "high"}}) is None
+
+
 def test_the_kind_of_format_is_named():
     error = refusal_of(
         ScriptedBackend(supports={"json_object"}), {"response_format": {"type": "json_schema"}}

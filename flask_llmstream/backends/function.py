@@ -44,7 +44,7 @@ class FunctionBackend:
 
     Raises:
         ConfigurationError: *function* is asynchronous, or nothing that can be called; or
-            *supports* names what is none of `FEATURES`.
+            *supports* names what is neither one of `FEATURES` nor ``extra_body``.
     """
 
     def __init__(
@@ -63,9 +63,10 @@ class FunctionBackend:
         self.worker = worker
         if supports is not None:
             self.supports = frozenset(supports)
-            if not self.supports <= FEATURES:  # Also a string, which is a set of letters.
+            known = FEATURES | {"extra_body"}
+            if not self.supports <= known:  # Also a string, which is a set of letters.
                 raise ConfigurationError(
-                    f"supports must be a list of {', '.join(sorted(FEATURES))}, not {supports!r}."
+                    f"supports must be a list of {', '.join(sorted(known))}, not {supports!r}."
                 )
         self.__name__ = name
 

@@ -1,0 +1,1 @@
+"""Backends behind HTTP: a scripted upstream for faults, a real one that nobody here wrote."""

@@ -9,6 +9,8 @@ from flask import Flask
 from flask_llmstream import LLMStream, UpstreamBackend
 
 NOBODY = "http://127.0.0.1:9/v1"
+PAIRS = 40
+"""Of upstreams, for tests that leave one of them in a bad way."""
 
 
 def create_app():
@@ -21,13 +23,14 @@ def create_app():
         return UpstreamBackend(f"{origin}/{name}/v1", **options)
 
     llm.add_backend("one", upstream("a", model="upstream-model", api_key="sk-secret-key"))
-    llm.add_backend("pair", upstream("a"))
-    llm.add_backend("pair", upstream("b"))
+    for number in range(PAIRS):
+        for name in "ab":
+            llm.add_backend(f"pair-{number}", upstream(f"{number}-{name}"))
     llm.add_backend("halfdead", UpstreamBackend(NOBODY))
     llm.add_backend("halfdead", upstream("b"))
     llm.add_backend("dead", UpstreamBackend(NOBODY))
-    llm.add_backend("narrow", upstream("a", max_concurrency=2))
-    llm.add_backend("narrow", upstream("b", max_concurrency=1))
+    llm.add_backend("narrow", upstream("n2", max_concurrency=2))
+    llm.add_backend("narrow", upstream("n1", max_concurrency=1))
     llm.add_backend("listing", upstream("l", discover=True))
     llm.add_backend("listing too", upstream("m", discover=True))
     if "UPSTREAM_TEST_LLAMA" in os.environ:

@@ -2,8 +2,9 @@
 An upstream of its own process that does as each request tells it.
 
 It is several upstreams in one, by the first part of the path: ``/a/v1``, ``/b/v1``. What
-each of them does is in the last message, as JSON: an object of scripts by name, and the
-request's ``id``, under which is recorded what happened. The steps of a script:
+each of them does is in the last message, as JSON: an object of scripts by the name's last
+letter, or for ``any`` of them, and the request's ``id``, under which is recorded what
+happened. The steps of a script:
 
     ["head", headers]            200, chunked; unless told otherwise ``text/event-stream``
     ["status", code, headers, body]   a whole answer
@@ -17,9 +18,9 @@ request's ``id``, under which is recorded what happened. The steps of a script:
     ["close"] ["reset"]          FIN, or RST
     ["deaf", seconds]            ignore that the peer leaves
 
-Where a name has a list of scripts under ``turns``, each request takes the next of them.
+A script ``["turns", script, script, …]`` is another one each time, the last one from then on.
 
-``GET /log/<id>`` waits for *n* records (``?n=1``) and returns them.
+``GET /peak/<name>`` is the most requests that it ever had at a time. ``GET /log/<id>`` waits for *n* records (``?n=1``) and returns them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import json
 import socket
 import struct
 import sys
+from collections import Counter
 from time import monotonic
 from urllib.parse import parse_qs, urlsplit
 
@@ -46,6 +48,8 @@ class Upstream:
         self.models = {}
         self.changed = asyncio.Condition()
         self.connections = 0
+        self.active = Counter()
+        self.peak = Counter()
 
     async def record(self, id, **what):
         self.log.setdefault(id, []).append({"at": monotonic(), **what})
@@ -92,6 +96,10 @@ class Exchange:
             ids = self.upstream.models.get(name, [name + "-model", "shared-model"])
             await self.status(200, {}, json.dumps({"data": [{"id": id} for id in ids]}))
             return
+        if url.path.startswith("/peak/"):
+            peak = self.upstream.peak[url.path.removeprefix("/peak/")]
+            await self.status(200, {}, json.dumps(peak))
+            return
         query = parse_qs(url.query)
         if url.path == "/set-models":
             self.upstream.models = query
@@ -123,15 +131,21 @@ class Exchange:
             body=asked,
             **of_connection,
         )
-        steps = told[name] if name in told else told["any"]
+        steps = told[name[-1]] if name[-1] in told else told["any"]
         if steps and steps[0] == "turns":
             turn = self.upstream.turns.get((self.id, name), 0)
             self.upstream.turns[self.id, name] = turn + 1
             steps = steps[1 + min(turn, len(steps) - 2)]
         self.choice = {"index": 0, "delta": {}, "finish_reason": None}
-        for verb, *arguments in steps:
-            await getattr(self, verb)(*arguments)
-            await self.writer.drain()
+        upstream = self.upstream
+        upstream.active[name] += 1
+        upstream.peak[name] = max(upstream.peak[name], upstream.active[name])
+        try:
+            for verb, *arguments in steps:
+                await getattr(self, verb)(*arguments)
+                await self.writer.drain()
+        finally:
+            upstream.active[name] -= 1
 
     async def head(self, headers=None):
         headers = {

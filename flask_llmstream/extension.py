@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context
@@ -65,6 +66,7 @@ class _AppState:
     settings: Settings
     shutdown_watch: ShutdownWatch
     engines: dict[str, Engine] = field(default_factory=dict)
+    own_engines: list[AsyncInferenceEngine] = field(default_factory=list)
     lock: Any = field(default_factory=runtime.allocate_lock)
 
 
@@ -120,9 +122,10 @@ class LLMStream:
             living = app_reference()
             return () if living is None else tuple(self._state(living).engines.values())
 
-        self._states[app] = _AppState(
-            settings, ShutdownWatch(engines, settings.shutdown_grace_seconds)
-        )
+        state = _AppState(settings, ShutdownWatch(engines, settings.shutdown_grace_seconds))
+        self._states[app] = state
+        # A test suite makes an app a test: their threads must not pile up.
+        weakref.finalize(app, _let_go, state.own_engines).atexit = False
         app.extensions["llmstream"] = self
         app.register_error_handler(LLMStreamError, respond_to(NativeDialect().error_document))
 
@@ -516,9 +519,12 @@ class LLMStream:
                 _keep_up(engine, owner.backends)
         if engine is not None or owner is None:
             return engine
-        engine = _make_engine(owner, state.settings) if isinstance(owner, _Registration) else owner
+        if isinstance(owner, _Registration):
+            made = _make_engine(owner, state.settings)
+            state.own_engines.append(made)
+            owner = made
         with state.lock:
-            return state.engines.setdefault(model, engine)
+            return state.engines.setdefault(model, owner)
 
     def _state(self, app: Flask) -> _AppState:
         try:
@@ -554,6 +560,12 @@ def _completed(
     if completed.identity is None:
         completed.identity = request.identity
     return completed
+
+
+def _let_go(engines: list[AsyncInferenceEngine]) -> None:
+    """The app is gone. On whatever thread the collector runs, so it asks and does not do."""
+    for engine in engines:
+        runtime.run_detached(partial(engine.shutdown, timeout_seconds=0))
 
 
 def _balanced(backends: list[Any]) -> Any:

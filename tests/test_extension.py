@@ -5,6 +5,7 @@ import sysconfig
 import weakref
 
 import pytest
+from concurrency import wait_until
 from flask import Flask, current_app, has_request_context, jsonify, request
 from flask_apps import data_of, make_app, scripted, tokens_of
 
@@ -110,6 +111,35 @@ def test_an_app_may_be_forgotten():
     del app
     gc.collect()
     assert reference() is None
+
+
+def test_the_engines_of_a_forgotten_app_let_their_threads_go():
+    llm = LLMStream()
+    llm.backend("m")(lambda request: "Hi")
+    app = make_app(llm)
+    with app.app_context():
+        assert llm.complete(HI).text == "Hi"
+        engine = weakref.ref(llm.engine_of("m"))
+    del app
+
+    def is_gone():
+        gc.collect()
+        return engine() is None
+
+    wait_until(is_gone)
+
+
+def test_an_engine_of_one_s_own_outlives_an_app():
+    llm = LLMStream()
+    engine = AsyncInferenceEngine(ScriptedBackend("Hi"))
+    llm.add_engine(engine, models=["m"])
+    for _ in range(2):
+        app = make_app(llm)
+        with app.app_context():
+            assert llm.complete(HI).text == "Hi"
+        del app
+        gc.collect()
+    assert engine.is_available
 
 
 def test_without_an_app_it_says_so():

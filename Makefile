@@ -5,7 +5,7 @@
 # make types      mypy
 # make clean
 #
-# PYTHON=python3.12, PORT=8001 or BIND=0.0.0.0:8000 choose others. `make serve` without make:
+# PYTHON=python3.12, PORT=8001 and BIND=0.0.0.0 choose others. `make serve` without make:
 #
 #   python3 -m venv .venv
 #   .venv/bin/pip install -e ".[embedded]"
@@ -14,8 +14,8 @@
 
 PYTHON ?= python3
 PORT ?= 8000
-BIND ?= 127.0.0.1:$(PORT)
-export BIND
+BIND ?= 127.0.0.1
+ADDRESS := $(if $(findstring :,$(BIND)),$(BIND),$(BIND):$(PORT))
 
 RUN := .venv/bin/python -m
 # Two makes at once take turns in .venv, where the system has a flock.
@@ -26,15 +26,15 @@ CORE := flask_llmstream/core/*,flask_llmstream/framing/*,flask_llmstream/dialect
 .PHONY: serve test coverage lint types clean preflight
 
 serve:
-	@$(PYTHON) tools/preflight.py $(BIND)
+	@$(PYTHON) tools/preflight.py $(ADDRESS)
 	$(INSTALL)embedded
 	@$(RUN) flask llmstream model install
 	@echo
-	@echo "http://$(BIND)/ once it listens. From a shell:"
+	@echo "http://$(ADDRESS)/ once it listens. From a shell:"
 	@echo
-	@echo "curl -N http://$(BIND)/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\": \"small\", \"stream\": true, \"messages\": [{\"role\": \"user\", \"content\": \"Why rinse rice?\"}]}'"
+	@echo "curl -N http://$(ADDRESS)/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\": \"small\", \"stream\": true, \"messages\": [{\"role\": \"user\", \"content\": \"Why rinse rice?\"}]}'"
 	@echo
-	@exec $(RUN) gunicorn -c example_app/gunicorn.conf.py "example_app:create_app()"
+	@exec $(RUN) gunicorn -c example_app/gunicorn.conf.py --bind $(ADDRESS) "example_app:create_app()"
 
 test: preflight
 	$(INSTALL)test,lint

@@ -46,7 +46,7 @@ def test_a_taken_port_is_one_line(taken):
     said, code = run(taken)
     assert code == 1
     assert said == (
-        f"make: Cannot serve on {taken}: it is taken. Choose another: PORT=8001 or BIND=HOST:PORT.\n"
+        f"make: Cannot serve on {taken}: it is taken. Choose another one: make serve PORT=8001\n"
     )
 
 
@@ -64,7 +64,7 @@ def test_a_port_whose_last_connection_was_just_closed_is_free():
     "address", ["8000", "localhost", ":8000", "[::1]", "h:port", "h:65536", ""]
 )
 def test_what_is_no_address_is_told_so(address):
-    assert preflight.check_address(address) == f"BIND must be HOST:PORT, not {address!r}."
+    assert preflight.check_address(address) == f"BIND must be HOST or HOST:PORT, not {address!r}."
 
 
 def test_an_address_of_another_machine_cannot_be_served():

@@ -62,7 +62,7 @@ def check_address(address):
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdigit() or int(port) > 65535:
-        return f"BIND must be HOST:PORT, not {address!r}."
+        return f"BIND must be HOST or HOST:PORT, not {address!r}."
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(
             host, int(port), type=socket.SOCK_STREAM
@@ -73,7 +73,7 @@ def check_address(address):
             probe.bind(target)
     except OSError as exc:
         reason = "it is taken" if exc.errno == errno.EADDRINUSE else exc.strerror or exc
-        return f"Cannot serve on {address}: {reason}. Choose another: PORT=8001 or BIND=HOST:PORT."
+        return f"Cannot serve on {address}: {reason}. Choose another one: make serve PORT=8001"
     return ""
 
 

@@ -53,4 +53,4 @@ def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped")
     if IS_CI and skipped:
         terminalreporter.section("nothing may be skipped on CI", red=True)
-        terminalreporter.line(f"{len(skipped)} tests were, for the reasons above", red=True)
+        terminalreporter.line(f"{len(skipped)} tests were; the summary below names each", red=True)

@@ -461,7 +461,9 @@ class AsyncInferenceEngine:
         """Book the end of *run*, which the caller has claimed, and resolve its handle."""
         # A finalizer may end a run while this very thread is inside the lock: it waits a
         # moment, which is longer than anybody holds it, then leaves the rest to the clock.
-        outcome = run.response() if error is None else error
+        outcome = run.outcome(error)
+        if isinstance(outcome, LLMStreamError):
+            error = outcome
         if not self._lock.acquire(True, FINALIZER_WAIT_SECONDS):
             run.handle.publish(outcome)
             runtime.clock.call_soon(partial(self._settle_later, run, error))

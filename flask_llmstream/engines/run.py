@@ -200,8 +200,17 @@ class Run:
         """The clock's call at `deadline_at`."""
         self.cancel(DeadlineExceededError("The request's deadline passed."))
 
-    def response(self) -> InferenceResponse:
-        """The whole answer, with its timings."""
+    def outcome(self, error: LLMStreamError | None) -> InferenceResponse | LLMStreamError:
+        """What the handle resolves with: the whole answer, or *error*. Raises nothing."""
+        if error is not None:
+            return error
+        try:
+            return self._response()
+        except Exception as exc:
+            self._log("The answer could not be put together", exc)
+            return EngineError(_FAILED)
+
+    def _response(self) -> InferenceResponse:
         response = self.assembler.response()
         started_at = self.started_at or self.submitted_at
         timings = {

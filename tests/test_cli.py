@@ -288,6 +288,15 @@ def test_chat_with_an_unknown_model_does_not_begin(llm):
     assert (result.exit_code, result.stderr) == (1, "Error: There is no model 'second' here.\n")
 
 
+def test_an_interrupted_chat_in_a_pipe_exits_with_130(llm):
+    @llm.before_submit
+    def interrupt(request):
+        raise KeyboardInterrupt
+
+    result = run(make_app(llm), "chat", input="Hi\nAnd?\n")
+    assert (result.exit_code, result.stderr) == (130, "\nInterrupted.\n")
+
+
 class Terminal:
     """A process on a terminal of its own, and what it has shown."""
 
@@ -333,7 +342,7 @@ def open_chat(tmp_path):
     (tmp_path / "app.py").write_text(
         textwrap.dedent("""
             from flask import Flask
-            from flask_llmstream import LLMStream
+            from flask_llmstream import Finish, LLMStream
             from flask_llmstream.testing import Gate
 
             llm = LLMStream(app := Flask(__name__))
@@ -344,6 +353,7 @@ def open_chat(tmp_path):
                 yield f"<{'|'.join(texts)}>"
                 if texts[-1] == "endless":
                     Gate().pass_through()
+                yield Finish("length")
         """)
     )
     environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": str(tmp_path)}
@@ -365,7 +375,8 @@ def test_ctrl_c_stops_the_answer_only_and_ctrl_d_leaves(open_chat):
     open_chat.wait_for("> ")
     open_chat.type("so?\n")
     open_chat.wait_for("<endless|<endless>|so?>")
-    open_chat.wait_for(" tokens, the first after ")
+    open_chat.wait_for("1 tokens, the first after ")
+    open_chat.wait_for("; cut off at the length limit")
     open_chat.wait_for("> ")
     open_chat.type("\x04")
     assert open_chat.process.wait(WAIT_SECONDS) == 0

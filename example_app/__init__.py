@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from . import backends, views  # noqa: F401 - importing backends registers them on `llm`
+from . import backends, views
 from .cookbook import Cookbook
 from .extensions import llm
 from .suggestions import Suggestions
@@ -44,6 +44,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.extensions["cookbook"] = Cookbook.load(Path(app.root_path) / "recipes.json")
     app.extensions["suggestions"] = Suggestions(app.config["DATABASE"])
     llm.init_app(app)
+    backends.add_upstream(app)  # The others are on `llm` since they were imported.
 
     app.register_blueprint(views.blueprint)
     app.register_blueprint(llm.openai_blueprint())

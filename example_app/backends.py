@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING
 
 from flask import current_app
 
-from flask_llmstream import InferenceRequest, LlamaCppBackend, Message
+from flask_llmstream import InferenceRequest, LlamaCppBackend, Message, UpstreamBackend
 
 from .extensions import llm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flask import Flask
+
     from .cookbook import Cookbook
 
-__all__ = ["search_cookbook", "set_the_tone"]
+__all__ = ["add_upstream", "search_cookbook", "set_the_tone"]
 
 # A small model that is not told to be brief goes on and on.
 TONE = "You are a cook who helps people at home. Answer in two short sentences."
@@ -41,6 +43,19 @@ def search_cookbook(request: InferenceRequest) -> Iterator[str]:
     for recipe, items in found:
         yield f"\n{recipe.title}, {recipe.minutes} minutes. "
         yield f"It uses {' and '.join(items)}."
+
+
+def add_upstream(app: Flask) -> None:
+    """Offer the model behind ``UPSTREAM_URL``, where there is one."""
+    config = app.config
+    if config["UPSTREAM_URL"] and "upstream" not in llm.models():
+        backend = UpstreamBackend(
+            config["UPSTREAM_URL"],
+            api_key=config["UPSTREAM_KEY"],
+            model=config["UPSTREAM_MODEL"],
+            discover=True,
+        )
+        llm.add_backend("upstream", backend)
 
 
 @llm.before_submit

@@ -12,3 +12,11 @@ LLMSTREAM_DEADLINE_SECONDS = 120
 # For the app's own routes. Above the API's LLMSTREAM_MAX_REQUEST_BYTES (1 MiB), so that
 # the API refuses in its own words.
 MAX_CONTENT_LENGTH = 2 * 1024 * 1024
+
+# One more model to offer, as "upstream": behind an OpenAI-compatible API (vLLM, llama.cpp,
+# Ollama, a provider). FLASK_UPSTREAM_URL=http://127.0.0.1:11434/v1 is all that it takes;
+# UPSTREAM_MODEL is what it calls the model, where that is not "upstream". What else it
+# lists is on offer, too.
+UPSTREAM_URL = None
+UPSTREAM_KEY = None
+UPSTREAM_MODEL = None

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from flask import Flask, request
+from flask_apps import serving
 
 import flask_llmstream
 from flask_llmstream import ConfigurationError, Finish, QueueFullError, Usage
@@ -120,6 +122,31 @@ def test_gunicorn_is_configured_by_the_environment(monkeypatch):
     assert runpy.run_path(file)["bind"] == "unix:/run/bayleaf.sock"
     assert settings["worker_class"] == "gevent"
     assert not settings["preload_app"]
+
+
+def test_the_environment_names_an_upstream(make_app, monkeypatch):
+    hello = {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}
+    upstream = Flask("upstream")
+    asked = []
+
+    @upstream.post("/v1/chat/completions")
+    def completions():
+        asked.append((request.headers["Authorization"], request.json["model"]))
+        return hello
+
+    with serving(upstream) as origin:
+        monkeypatch.setenv("FLASK_UPSTREAM_URL", f"{origin}/v1")
+        monkeypatch.setenv("FLASK_UPSTREAM_KEY", "sk-1")
+        monkeypatch.setenv("FLASK_UPSTREAM_MODEL", "theirs")
+        client = make_app()[0].test_client()
+        status, answer = chat(client, model="upstream")
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"] == "Hello"
+    assert asked == [("Bearer sk-1", "theirs")]
+
+
+def test_without_it_there_is_none(make_app):
+    assert chat(make_app()[0].test_client(), model="upstream")[0] == 404
 
 
 # The pages.

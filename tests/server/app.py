@@ -7,6 +7,7 @@ a script as JSON, whose steps are lists.
     ["stuck", seconds]      block the thread, whatever anybody says
     ["until_cancelled"]     wait to be told, and record when
     ["raise", "message"]    fail
+    ["exit"]                try to end the process
     ["flood", count, size]  yield *count* tokens of *size* letters
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from time import monotonic
 
 from flask import Flask, Response, abort, current_app, has_request_context, request
@@ -30,6 +32,7 @@ SCRIPTED_MODELS = {
     "thread": {"worker_threads": 64},
     "greenlet": {},
     "single": {"worker_threads": 1},
+    "full": {"worker_threads": 1, "queue_size": 1},
 }
 
 
@@ -52,6 +55,8 @@ def play(recorder, inference_request):
                 _wait_for_cancel(recorder, id, inference_request)
             elif verb == "raise":
                 raise RuntimeError(arguments[0])
+            elif verb == "exit":
+                sys.exit("scripted")
             elif verb == "flood":
                 count, size = arguments
                 for number in range(count):

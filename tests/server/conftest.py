@@ -13,8 +13,8 @@ KINDS = ("gevent", "gthread", "sync", "werkzeug", "pywsgi")
 CONCURRENT_KINDS = ("gevent", "gthread", "werkzeug", "pywsgi")
 EXPECTED_TRACEBACKS = (
     "RuntimeError: scripted",
+    "SystemExit: scripted",
     "LookupError",
-    "flask_llmstream.exceptions.IncompleteStreamError",
 )
 
 _figures = defaultdict(list)

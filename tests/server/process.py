@@ -29,7 +29,7 @@ COMMANDS = {
     "pywsgi": [sys.executable, "-m", "server.serve_pywsgi"],
 }
 
-_LISTENING = re.compile(r"(?:Listening at|Running on):? http://127\.0\.0\.1:(\d+)")
+_LISTENING = re.compile(r"(?:Listening at|Running on):? (?:http://127\.0\.0\.1:(\d+)|unix:(\S+))")
 
 
 class Process:
@@ -37,7 +37,7 @@ class Process:
     A process that listens on a port and says so.
 
     Attributes:
-        address: Where it listens.
+        address: Where it listens: host and port, or the path of a Unix socket.
     """
 
     def __init__(self, command, *, environment=None):
@@ -61,8 +61,8 @@ class Process:
                 start_new_session=True,
             )
         try:
-            port = self.wait_for(lambda: _LISTENING.search(self.log), START_SECONDS).group(1)
-            self.address = ("127.0.0.1", int(port))
+            match = self.wait_for(lambda: _LISTENING.search(self.log), START_SECONDS)
+            self.address = match[2] or ("127.0.0.1", int(match[1]))
         except BaseException:
             self.kill()
             raise

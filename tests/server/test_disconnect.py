@@ -6,6 +6,7 @@ import pytest
 
 from .asking import ask, on
 from .conftest import CONCURRENT_KINDS, KINDS
+from .process import Server
 from .test_stream import KEEP_ALIVE_KINDS
 from .wire import Client
 
@@ -133,6 +134,26 @@ def test_a_client_that_leaves_the_queue(server, way):
     assert server.control.events(id, "started") == []
 
 
+@on(*CONCURRENT_KINDS)
+def test_a_client_that_leaves_while_the_queue_is_full(server):
+    clients = [server.client() for _ in range(3)]
+    with clients[0], clients[1], clients[2]:
+        gates = [ask(client, ["gate"], model="full") for client in clients[:1]]
+        server.control.wait(gates[0], "started")
+        gates.append(ask(clients[1], ["gate"], model="full"))
+        server.control.wait_for_stats("full", waiting=1)
+        id = ask(clients[2], ["emit", "a"], model="full")
+        server.control.wait_for_stats("full", waiting=1, blocked=1)
+        clients[2].close()
+        # Its place in the queue is taken for it, and left at once.
+        server.control.open_gate(gates[0])
+        assert server.control.wait(id, "finished")["code"] == "cancelled"
+        server.control.wait_for_stats("full", waiting=0, blocked=0, busy=1)
+        server.control.open_gate(gates[1])
+        server.control.wait(gates[1], "finished")
+    assert server.control.events(id, "started") == []
+
+
 @on(*KEEP_ALIVE_KINDS)
 def test_a_client_that_leaves_its_second_stream(server, told_at_once):
     for _ in range(REPEATS // 2):
@@ -172,6 +193,30 @@ def test_a_client_that_leaves_a_view_of_several_answers(server, told_at_once, wa
         way(client)
         for script in scripts:
             server.control.wait(script["id"], "cancelled")
+
+
+def test_a_client_that_leaves_a_unix_socket(measure, tmp_path):
+    server = Server("gevent", "--bind", f"unix:{tmp_path}/gunicorn.sock")
+    try:
+        for _ in range(REPEATS // 2):
+            with server.client() as client:
+                id = ask(client, ["emit", "a"], UNTIL_CANCELLED)
+                client.answer().read_until(b'"a"')
+                server.control.wait(id, "waiting")
+                left_at = client.close()
+                seconds = server.control.wait(id, "cancelled")["at"] - left_at
+                measure("leave to cancel, Unix socket", "gevent", seconds)
+                assert seconds < NOTICE_SECONDS
+        with server.client() as client:
+            id = ask(client, ["emit", "a "], ["gate"], ["emit", "b"])
+            answer = client.answer()
+            answer.read_until(b'"a "')
+            client.half_close()
+            answer.read_until(b": ping")
+            server.control.open_gate(id)
+            assert answer.read_all().tokens() == "a b"
+    finally:
+        server.kill()
 
 
 @on(*KEEP_ALIVE_KINDS)

@@ -159,6 +159,29 @@ def test_an_error_before_the_first_token_has_its_own_status(server):
 
 
 @on(*KINDS)
+@pytest.mark.parametrize("model", ["thread", "greenlet"])
+def test_a_backend_cannot_end_the_server(server, model):
+    with server.client() as client:
+        ask(client, ["exit"], model=model)
+        answer = client.answer().read_all()
+        assert (answer.status, answer.json()["error"]["code"]) == (500, "engine_error")
+    with server.client() as client:
+        ask(client, ["emit", "a"], model=model)
+        assert client.answer().read_all().tokens() == "a"
+
+
+@on(*KEEP_ALIVE_KINDS)
+def test_the_connection_is_used_again_after_an_error(server):
+    with server.client() as client:
+        ask(client, ["raise", "scripted"])
+        assert client.answer().read_all().status == 500
+        ask(client, ["emit", "a"], ["raise", "scripted"])
+        assert client.answer().read_all().ending == "complete"
+        ask(client, ["emit", "a"])
+        assert client.answer().read_all().tokens() == "a"
+
+
+@on(*KINDS)
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
 def test_an_error_after_a_token_is_in_band_and_the_transfer_ends_well(server, accept):
     with server.client() as client:
@@ -191,6 +214,15 @@ def test_openai_s_errors_look_like_openai_s(server):
         answer = client.answer().read_all()
     assert answer.status == 404
     assert answer.json()["error"]["code"] == "model_not_found"
+
+
+@on(*KINDS)
+def test_a_body_that_is_too_large_is_413(server):
+    body = b" " * (2 * 1024 * 1024)
+    with server.client() as client:
+        client.ask("POST", "/v1/chat/completions", body=body)
+        answer = client.answer().read_all()
+    assert (answer.status, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
 @on(*KINDS)

@@ -22,7 +22,8 @@ class Client:
     """
 
     def __init__(self, address, *, receive_buffer=None):
-        self._socket = socket.socket()
+        is_unix = isinstance(address, str)
+        self._socket = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
         if receive_buffer is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._socket.settimeout(DEADLINE_SECONDS)

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from .core import runtime
-from .exceptions import RequestCancelledError
+from .exceptions import IncompleteStreamError, RequestCancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,20 +23,38 @@ _EPOLLHUP = 0x010
 _EPOLLET = 1 << 31
 
 
-class ClientLeftError(RequestCancelledError, ConnectionResetError):
+class _DisconnectError(ConnectionResetError):
     """
-    The client left, and with it went the request.
+    What a server takes for a write to a client that is gone, when it comes out of a
+    response's body: it closes the connection, without the transfer's proper end and
+    without a traceback in its log.
+    """
 
-    Servers know it as what a write to such a client raises, and log no traceback when it
-    comes out of a response's body.
-    """
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno.ECONNRESET  # gunicorn looks here,
+        self.args = (self.errno, message)  # gevent.pywsgi here.
+
+
+class ClientLeftError(RequestCancelledError, _DisconnectError):
+    """The client left, and with it went the request."""
 
     message = "The client left."
 
     def __init__(self) -> None:
         super().__init__(self.message)
-        self.errno = errno.ECONNRESET  # gunicorn looks here,
-        self.args = (self.errno, self.message)  # gevent.pywsgi here.
+
+
+class TransferAbortedError(IncompleteStreamError, _DisconnectError):
+    """
+    The answer broke off where the framing has no form for an error: the transfer is cut,
+    so that it is no short success. Why is in the request's outcome.
+    """
+
+    message = "The stream ended before the answer did."
+
+    def __init__(self) -> None:
+        super().__init__(self.message)
 
 
 class HangupWatcher:

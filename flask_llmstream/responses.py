@@ -16,12 +16,11 @@ from .exceptions import (
     EngineError,
     FirstTokenTimeoutError,
     IdleTimeoutError,
-    IncompleteStreamError,
     LLMStreamError,
     RequestCancelledError,
     SlowReaderError,
 )
-from .hangup import ClientLeftError
+from .hangup import ClientLeftError, TransferAbortedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,13 +279,8 @@ class StreamBody:
             return self._renderer.end(outcome)
         frame = self._renderer.error(outcome)
         if frame is None:
-            # No form for it: abort the transfer, so that it is no short success.
             is_gone = isinstance(outcome, ClientLeftError)
-            self._failure = (
-                outcome
-                if is_gone
-                else IncompleteStreamError("The stream ended before the answer did.")
-            )
+            self._failure = outcome if is_gone else TransferAbortedError()
             return b""
         return frame
 

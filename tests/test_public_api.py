@@ -22,6 +22,7 @@ from flask_llmstream import (
     StreamReader,
     Token,
     ToolCallDelta,
+    UpstreamBackend,
     Usage,
 )
 
@@ -83,6 +84,13 @@ def test_every_public_method_of_the_extension_says_what_it_does(name):
         (ToolCallDelta, ["index", "id", "name", "arguments", "choice"]),
         (Usage, ["prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"]),
         (Finish, ["reason", "stop_sequence", "choice"]),
+        (
+            UpstreamBackend,
+            [
+                *("base_url", "api_key", "model", "headers", "max_concurrency"),
+                *("max_tokens_field", "connect_timeout_seconds", "discover"),
+            ],
+        ),
         (AsyncInferenceEngine.submit, ["request", "priority", "timeout_seconds"]),
         (
             AsyncInferenceEngine.submit_async,

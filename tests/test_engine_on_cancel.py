@@ -87,12 +87,16 @@ def test_a_normal_end_calls_nothing():
     assert calls == []
 
 
-def test_a_callback_that_fails_does_not_stop_the_others(engine_log):
+@pytest.mark.parametrize("failure", [ZeroDivisionError, SystemExit])
+def test_a_callback_that_fails_does_not_stop_the_others(failure, engine_log):
     told = Signal()
+
+    def fail():
+        raise failure
 
     def generate(request):
         request.on_cancel(told.set)
-        request.on_cancel(lambda: 1 / 0)
+        request.on_cancel(fail)
         while not request.cancelled:
             request.stream_callback("x")
 

@@ -189,7 +189,8 @@ class Run:
                 return  # Two came at once; each call is made by one.
             try:
                 function()
-            except Exception as error:
+            except BaseException as error:
+                # Whoever ends a run may be the clock, which everybody needs.
                 self._log("A cancel callback failed", error)
 
     def cancel(self, reason: LLMStreamError | None = None) -> None:

@@ -225,26 +225,27 @@ def test_where_all_are_full_a_request_waits_for_room():
 
 
 def test_room_goes_to_the_highest_priority_then_to_who_came_first():
-    backend = FakeBackend("a", max_concurrency=1)
-    balanced = BalancedBackend([backend])
-    held = balanced.generate(request())
-    order = []
+    asked = []
+
+    class Noting(FakeBackend):
+        def generate(self, request):
+            asked.append(request.prompt)
+            return super().generate(request)
+
+    balanced = BalancedBackend([Noting("a", max_concurrency=1)])
+    held = balanced.generate(request("held"))
     waiting = []
-    for name, priority in (("low", 0), ("first", 5), ("second", 5)):
-        waiting.append(
-            Background(
-                lambda name=name, priority=priority: (
-                    ask(balanced, priority=priority),
-                    order.append(name),
-                )
-            )
-        )
+    for options in (
+        {"prompt": "low"},
+        {"prompt": "first", "priority": 5},
+        {"prompt": "second", "priority": 5},
+    ):
+        waiting.append(Background(lambda options=options: ask(balanced, **options)))
         wait_until(lambda: len(balanced._rotation._waiting) == len(waiting))
     held.close()
     for each in waiting:
         each.result()
-    assert sorted(order) == ["first", "low", "second"]
-    assert backend.calls == 4
+    assert asked == ["held", "first", "second", "low"]
 
 
 def test_who_comes_while_others_wait_waits_behind_them():

@@ -12,8 +12,10 @@ monkey.patch_all()
 import faulthandler
 import logging
 import os
+import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import gevent
@@ -22,6 +24,7 @@ import pytest
 gevent.get_hub()  # A server has one; a process that never waited has none.
 
 from flask_llmstream.core import runtime
+from flask_llmstream.core.channel import Channel
 
 scenarios = {}
 
@@ -125,6 +128,149 @@ def a_dead_hub_is_no_home():
         runtime.spawn_greenlet(lambda: None)
     assert runtime._current_hub() is None, "nobody asked for a new hub"
     runtime.log(logging.getLogger("test"), logging.WARNING, "still said")
+
+
+def exchange(count=50):
+    """Native thread to greenlet, with deadlines: parkers, mailbox and clock all at work."""
+    channel = Channel(size=2)
+
+    def produce():
+        for number in range(count):
+            channel.send(str(number))
+        channel.close()
+
+    runtime.start_thread(produce)
+    received = []
+    while not channel.is_drained:
+        received += channel.receive_batch(time.monotonic() + 0.0005)
+    assert received == [str(number) for number in range(count)], received
+    runtime.sleep(0.002)
+    detached = []
+    runtime.run_detached(lambda: detached.append(1))
+    wait_until(lambda: detached)
+
+
+def in_child(function):
+    """Fork, run *function* there, and expect that it succeeds."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(15)
+        try:
+            function()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+
+
+class Owner:
+    forks = 0
+
+    def _after_fork(self):
+        self.forks += 1
+
+
+@scenario
+def fork_starts_anew():
+    owner = Owner()
+    runtime.after_fork(owner)
+    exchange()
+
+    def child():
+        assert owner.forks == 1
+        assert runtime._home is None
+        assert not runtime._own_threads
+        exchange()
+        assert runtime._home.hub is gevent.get_hub()
+
+    in_child(child)
+    assert owner.forks == 0
+    exchange()
+    gevent.spawn(in_child, child).get()
+    exchange()
+
+
+@scenario
+def fork_while_threads_hold_things():
+    """Timers, deferred calls, wake-ups and log records are under way in every fork."""
+    stop = []
+    logging.getLogger("test").addHandler(logging.NullHandler())
+
+    def churn():
+        parker = runtime.ThreadParker()
+        while not stop:
+            runtime.clock.call_at(time.monotonic() + 0.0001, parker.unpark)
+            runtime.run_detached(parker.unpark)
+            runtime.log(logging.getLogger("test"), logging.ERROR, "x")
+            parker.park(time.monotonic() + 0.0002)
+
+    def consume(channel):
+        while not stop:
+            channel.receive_batch(time.monotonic() + 0.0002)
+
+    def produce(channel):
+        while not stop:
+            channel.send("x")
+
+    threads = [Native(churn), Native(churn)]
+    for _ in range(4):
+        channel = Channel(size=2)
+        gevent.spawn(consume, channel)
+        threads.append(Native(lambda channel=channel: produce(channel)))
+
+    def child():
+        stop.append(True)
+        exchange()
+
+    for _ in range(15):
+        gevent.sleep(0.002)
+        in_child(child)
+    stop.append(True)
+    for thread in threads:
+        thread.join()
+
+
+@scenario
+def fork_in_a_child_of_a_fork():
+    exchange()
+    in_child(lambda: (exchange(), in_child(exchange)))
+
+
+@scenario
+def everything_is_native_though_all_is_patched():
+    assert runtime.is_patched()
+    here = runtime.get_thread_id()
+    idents, ended = [], []
+
+    def work():
+        idents.append(runtime.get_thread_id())
+        lock = runtime.allocate_lock()
+        with lock:
+            assert type(lock) is type(runtime.original("_thread", "allocate_lock")())
+        runtime.sleep(0.001)
+        assert runtime._current_hub() is None, "sleeping natively grew a hub"
+        assert isinstance(runtime.make_parker(), runtime.ThreadParker)
+        ended.append(True)
+
+    Native(work).join()
+    wait_until(lambda: ended)
+    assert idents[0] != here
+    assert runtime.has_greenlets()
+    assert not isinstance(runtime.make_parker(), runtime.ThreadParker)
+    # Greenlets run while one waits; a frozen hub would not count.
+    counted = []
+
+    def count():
+        while True:
+            counted.append(1)
+            gevent.sleep(0.001)
+
+    counter = gevent.spawn(count)
+    runtime.sleep(0.1)
+    assert len(counted) > 5
+    counter.kill()
 
 
 if __name__ == "__main__":

@@ -6,19 +6,16 @@ import sysconfig
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context
 
-from .backends.function import FunctionBackend, check_synchronous
+from .backends.function import FunctionBackend
 from .call import Call
-from .config import Settings, model_ids
-from .core import runtime
+from .config import Settings
 from .core.messages import InferenceRequest
 from .dialects import NativeDialect, Parsed
-from .engines.asynchronous import AsyncInferenceEngine
 from .errors import respond_to
 from .exceptions import (
     ConfigurationError,
@@ -32,6 +29,7 @@ from .framing import negotiate
 from .gunicorn import ShutdownWatch
 from .hangup import ClientLeftError
 from .policy import check_features, check_limits, check_request_id, check_types, unknown_model
+from .registry import AppEngines, ModelRegistry
 from .responses import StreamBody, render_document
 from .tokens import TokenIterator
 
@@ -47,27 +45,13 @@ __all__ = ["LLMStream"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_GREENLETS = 1000
-"""How many requests a greenlet backend works on at a time: they wait, and cost little."""
-
-
-@dataclass(slots=True)
-class _Registration:
-    """What was registered under one model id."""
-
-    backends: list[Any]
-    options: dict[str, Any]
-
 
 @dataclass(slots=True)
 class _AppState:
-    """What belongs to one app: an engine is shared by apps only where the user made it."""
+    """What belongs to one app."""
 
-    settings: Settings
+    engines: AppEngines
     shutdown_watch: ShutdownWatch
-    engines: dict[str, Engine] = field(default_factory=dict)
-    own_engines: list[AsyncInferenceEngine] = field(default_factory=list)
-    lock: Any = field(default_factory=runtime.allocate_lock)
 
 
 class LLMStream:
@@ -95,7 +79,7 @@ class LLMStream:
                 "flask_llmstream is not proven on free-threaded Python yet. "
                 "Use the regular build of the same version."
             )
-        self._models: dict[str, _Registration | Engine] = {}
+        self._registry = ModelRegistry()
         self._states: weakref.WeakKeyDictionary[Flask, _AppState] = weakref.WeakKeyDictionary()
         self._identity_loader: Callable[[], Any] | None = None
         self._before_submit: list[Callable[[InferenceRequest], InferenceRequest]] = []
@@ -116,16 +100,15 @@ class LLMStream:
                 'or find it in app.extensions["llmstream"].'
             )
         settings = Settings.from_config(app.config)
-        app_reference = weakref.ref(app)
-
-        def engines() -> Iterable[Engine]:
-            living = app_reference()
-            return () if living is None else tuple(self._state(living).engines.values())
-
-        state = _AppState(settings, ShutdownWatch(engines, settings.shutdown_grace_seconds))
-        self._states[app] = state
+        engines = self._registry.add_app(settings)
+        self._states[app] = _AppState(
+            engines,
+            ShutdownWatch(
+                lambda: tuple(engines.by_model.values()), settings.shutdown_grace_seconds
+            ),
+        )
         # A test suite makes an app a test: their threads must not pile up.
-        weakref.finalize(app, _let_go, state.own_engines).atexit = False
+        weakref.finalize(app, engines.let_go).atexit = False
         app.extensions["llmstream"] = self
         app.register_error_handler(LLMStreamError, respond_to(NativeDialect().error_document))
 
@@ -151,7 +134,7 @@ class LLMStream:
         Raises:
             ConfigurationError: As `add_backend`; or the function is asynchronous.
         """
-        self._check_model_is_free(model)  # Now: ``@llm.backend`` alone passes the function.
+        self._registry.check_is_free(model)  # Now: ``@llm.backend`` alone passes the function.
 
         def register(function: F) -> F:
             self.add_backend(
@@ -177,21 +160,7 @@ class LLMStream:
             ConfigurationError: An option is wrong, *backend* is none, or *model* is taken
                 by an engine or in use already.
         """
-        self._check_model_is_free(model)
-        if isinstance(backend, type):
-            raise ConfigurationError(
-                f"{backend.__name__} is a class. Give an object: {backend.__name__}(…)."
-            )
-        for name in ("generate", "submit"):
-            check_synchronous(getattr(backend, name, None))
-        AsyncInferenceEngine(backend, **options)  # Now, where the mistake is, not later.
-        known = self._models.get(model)
-        if not isinstance(known, _Registration):
-            self._models[model] = _Registration([backend], options)
-            return
-        _balanced([*known.backends, backend])
-        known.backends.append(backend)
-        known.options.update(options)
+        self._registry.add_backend(model, backend, options)
 
     def add_engine(self, engine: Engine, *, models: Iterable[str]) -> None:
         """
@@ -200,27 +169,7 @@ class LLMStream:
         Raises:
             ConfigurationError: A model is taken.
         """
-        models = model_ids(models)
-        for model in models:
-            self._check_model_is_free(model)
-            if model in self._models:
-                raise ConfigurationError(f"The model {model!r} has a backend already.")
-        for model in models:
-            self._models[model] = engine
-            for state in self._states.values():
-                state.engines[model] = engine
-
-    def _check_model_is_free(self, model: str) -> None:
-        if not isinstance(model, str) or not model:
-            raise ConfigurationError(f"A model id must be a non-empty string, not {model!r}.")
-        owner = self._models.get(model)
-        if not (owner is None or isinstance(owner, _Registration)):
-            raise ConfigurationError(f"The model {model!r} has an engine already.")
-        if any(model in state.engines for state in self._states.values()):
-            raise ConfigurationError(
-                f"The model {model!r} is in use already. Register its backends before "
-                "the first request."
-            )
+        self._registry.add_engine(engine, models)
 
     def identity_loader(self, function: F) -> F:
         """Decorate what tells who asks, in the request: () → identity or None."""
@@ -326,7 +275,7 @@ class LLMStream:
     def call(self, overrides: Mapping[str, Any] | None = None) -> Call:
         """The current use of the current app; *overrides* are a blueprint's settings."""
         app = _current_app()
-        settings = self._state(app).settings
+        settings = self._state(app).engines.settings
         return Call.here(app, replace(settings, **overrides) if overrides else settings)
 
     def admit(
@@ -466,24 +415,11 @@ class LLMStream:
         The ids of all models, in the order of their registration; then what upstreams
         offer beside them (`UpstreamBackend`'s `discover`).
         """
-        return list(self._models | self._discovered())
-
-    def _discovered(self) -> dict[str, _Registration]:
-        """What upstreams list that has no registration of its own, as if it had one."""
-        found: dict[str, _Registration] = {}
-        for owner in self._models.values():
-            if not isinstance(owner, _Registration):
-                continue
-            for backend in owner.backends:
-                for model in getattr(backend, "discovered", ()):
-                    if model not in self._models:
-                        listed = found.setdefault(model, _Registration([], owner.options))
-                        listed.backends.append(backend)
-        return found
+        return self._registry.models()
 
     def settings(self) -> Settings:
         """The current app's."""
-        return self._state(_current_app()).settings
+        return self._state(_current_app()).engines.settings
 
     def check_ready(self, model: str) -> None:
         """
@@ -510,21 +446,7 @@ class LLMStream:
 
     def engine_of(self, model: str) -> Engine | None:
         """The current app's engine for *model*, made at its first use; None without one."""
-        state = self._state(_current_app())
-        engine = state.engines.get(model)
-        owner = self._models.get(model)
-        if owner is None:
-            owner = self._discovered().get(model)
-            if isinstance(engine, AsyncInferenceEngine) and owner is not None:
-                _keep_up(engine, owner.backends)
-        if engine is not None or owner is None:
-            return engine
-        if isinstance(owner, _Registration):
-            made = _make_engine(owner, state.settings)
-            state.own_engines.append(made)
-            owner = made
-        with state.lock:
-            return state.engines.setdefault(model, owner)
+        return self._registry.engine_of(model, self._state(_current_app()).engines)
 
     def _state(self, app: Flask) -> _AppState:
         try:
@@ -560,39 +482,3 @@ def _completed(
     if completed.identity is None:
         completed.identity = request.identity
     return completed
-
-
-def _let_go(engines: list[AsyncInferenceEngine]) -> None:
-    """The app is gone. On whatever thread the collector runs, so it asks and does not do."""
-    for engine in engines:
-        runtime.run_detached(partial(engine.shutdown, timeout_seconds=0))
-
-
-def _balanced(backends: list[Any]) -> Any:
-    from .engines.balancing import BalancedBackend
-
-    return BalancedBackend(backends)
-
-
-def _keep_up(engine: AsyncInferenceEngine, backends: list[Any]) -> None:
-    """Balance *engine* also over those of *backends* that list its model since lately."""
-    new = [backend for backend in backends if backend not in engine.backend.backends]
-    for backend in new:
-        engine.backend.add(backend)
-    if new:
-        engine.backend_changed()
-
-
-def _make_engine(registration: _Registration, settings: Settings) -> AsyncInferenceEngine:
-    backends = registration.backends
-    is_alone = len(backends) == 1 and not getattr(backends[0], "fails_over", False)
-    backend = backends[0] if is_alone else _balanced(backends)
-    is_greenlet = getattr(backend, "worker", "thread") == "greenlet"
-    defaults = {
-        "worker_threads": _GREENLETS if is_greenlet else settings.worker_threads,
-        "queue_size": settings.queue_size,
-        "backpressure": settings.backpressure,
-        "block_timeout_seconds": settings.block_timeout_seconds,
-        "stuck_seconds": settings.stuck_seconds,
-    }
-    return AsyncInferenceEngine(backend, **{**defaults, **registration.options})

@@ -341,7 +341,7 @@ def stats_of(llm):
     return {
         name: count
         for state in llm._states.values()
-        for engine in state.engines.values()
+        for engine in state.engines.by_model.values()
         for name, count in engine.worker_stats().items()
         if name.startswith("total_")
     }

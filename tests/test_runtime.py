@@ -212,6 +212,7 @@ class ThreadsMailbox:
     def switch_to_hub(self):
         self.has_got_so_far.set()
         assert self._resumed.wait(DEADLINE_SECONDS), "a lost wake-up"
+        self._resumed.clear()
 
     def post(self, parker):
         self._resumed.set()
@@ -262,6 +263,46 @@ def test_a_greenlet_about_to_park_misses_no_timer(monkeypatch):
             return lambda: mailbox.parker.park(until), fire, lambda: None
 
         interleave(prepare)
+
+
+def test_nobody_relies_on_a_timer_that_is_firing(monkeypatch):
+    timers = []
+
+    def call_at(when, function):
+        timers.append(runtime.Timer(when, function))
+        return timers[-1]
+
+    monkeypatch.setattr(runtime.clock, "call_at", call_at)
+
+    def prepare():
+        timers.clear()
+        mailbox = ThreadsMailbox()
+        parker = _GreenletParker(mailbox)
+        until = monotonic() + A_WHILE
+        parker._set_timer(until)
+        first = timers[0]
+        waiters, woken = [], []
+
+        def park_three_times():
+            for _ in range(3):
+                parker.park(until)
+                woken.append(True)
+            mailbox.has_got_so_far.set()
+
+        def intrude():
+            waiters.append(Background(park_three_times))
+            assert mailbox.has_got_so_far.wait(DEADLINE_SECONDS)
+
+        def check():
+            while len(woken) < 3:
+                wait_until(lambda: len(woken) == 3 or any(timer.is_pending for timer in timers))
+                for timer in timers:
+                    runtime.clock._fire(timer)
+            waiters[0].result()
+
+        return lambda: runtime.clock._fire(first), intrude, check
+
+    interleave(prepare)
 
 
 def test_a_greenlet_that_waits_now_shorter_now_longer_keeps_one_timer(monkeypatch):

@@ -274,7 +274,7 @@ class _Mailbox:
                 pass  # The hub was destroyed, and whoever waited on it with it.
 
     def _drain(self) -> None:
-        # Reset first: whoever posts from here on sends again.
+        # Reset before the count: whoever is not in it sends again.
         self._is_posted = False
         ready = self._ready
         for _ in range(len(ready)):
@@ -287,9 +287,6 @@ class _Mailbox:
             except BaseException:
                 # One broken waiter must not strand the others behind it.
                 self.hub.handle_error(self, *sys.exc_info())
-        if ready and not self._is_posted:
-            self._is_posted = True
-            self._watcher.send()
 
 
 _mailboxes: weakref.WeakKeyDictionary[Any, _Mailbox] = weakref.WeakKeyDictionary()

@@ -329,7 +329,10 @@ class Terminal:
             ready, _, _ = select.select([self._control], [], [], max(0, until - monotonic()))
             if not ready:
                 raise TimeoutError(f"no {text!r} in {self.shown!r}")
-            self.shown += os.read(self._control, 4096).decode()
+            try:
+                self.shown += os.read(self._control, 4096).decode()
+            except OSError as exc:
+                raise AssertionError(f"it ended: {self.shown!r}") from exc
         self.shown = self.shown.partition(text)[2]
 
     def press_ctrl_c(self, wait):

@@ -1,11 +1,14 @@
-"""Imports point down: read from the code, not from what happens to be loaded."""
+"""Imports point down, and what may be imported where."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -13,98 +16,188 @@ import flask_llmstream
 
 PACKAGE = Path(flask_llmstream.__file__).parent
 
-# The layer of each module or folder, from docs/architecture.md. A module may import its own
-# layer and those below it.
-LAYERS = {
-    0: ("exceptions", "typing", "_version"),
-    1: ("core", "framing", "dialects"),
-    2: ("engines",),
-    3: ("backends", "models"),
-    4: (
-        *("config", "policy", "budgets", "hangup", "responses", "tokens", "call", "errors"),
-        *("handler",),
-    ),
-    5: ("extension", "registry", "blueprints", "cli", "chat", "gunicorn", "__main__", "__init__"),
+# Lowest first. A module imports from its own layer and from those before it.
+LAYERS = (
+    {"exceptions", "typing", "_version"},
+    {"core"},
+    {"framing"},
+    {"dialects"},
+    {"client"},
+    {"engines", "stores", "instrumentation"},
+    {"backends", "models"},
+    {
+        "budgets",
+        "call",
+        "config",
+        "errors",
+        "handler",
+        "hangup",
+        "policy",
+        "registry",
+        "responses",
+        "tokens",
+    },
+    {"blueprints", "chat", "cli", "extension", "gunicorn"},
+    {"", "__main__", "testing"},
+)
+
+REQUIRED = {"blinker", "click", "flask", "flask_llmstream", "msgspec", "werkzeug"}
+"""What installing the package installs; gevent too, but see below."""
+
+GUNICORNS = {"gunicorn.py": {"gunicorn"}}
+"""gunicorn itself loads this one."""
+
+PURE = {
+    "framing": {"msgspec"},
+    "dialects": {"msgspec"},
+    "core": set(),
 }
-BESIDE = {"client": 1, "testing": 1}  # They import no higher than this; backends may use them.
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names} | BESIDE
-ALWAYS_THERE = {"flask", "werkzeug", "blinker", "msgspec", "click", "jinja2"}
-PURE = ("framing", "dialects")
+"""Bytes and values only: which third-party libraries these may import."""
+
+WORLDLY = {
+    "_socket",
+    "_thread",
+    "asyncio",
+    "concurrent",
+    "http",
+    "multiprocessing",
+    "os",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "socketserver",
+    "ssl",
+    "subprocess",
+    "threading",
+    "urllib",
+}
+
+
+class Import(NamedTuple):
+    line: int
+    name: str  # Absolute, dotted.
+    is_at_top: bool  # Runs when the module is imported.
 
 
 def modules():
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def name_of(path):
-    """``core/channel.py`` → ``core``; ``config.py`` → ``config``."""
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+def module_id(path):
+    return str(path.relative_to(PACKAGE))
 
 
-def is_for_types(node):
+every_module = pytest.mark.parametrize("path", modules(), ids=module_id)
+
+
+def top_name(path):
+    """The package or module right below `flask_llmstream`; "" for itself."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if name == "__init__" else name
+
+
+def is_type_checking(node):
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def imports_of(node, path, *, inside_functions):
-    """Absolute names of what *node* imports at run time."""
+def walk(node, *, is_at_top=True):
+    """Every node but those that only a type checker reads."""
     for child in ast.iter_child_nodes(node):
-        if is_for_types(child):
+        if is_type_checking(child):
+            for other in child.orelse:
+                yield other, is_at_top
+                yield from walk(other, is_at_top=is_at_top)
             continue
-        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inside_functions:
-            continue
-        if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            package = ("flask_llmstream", *path.relative_to(PACKAGE).parts[:-1])
-            base = package[: len(package) - child.level + 1] if child.level else ()
-            stem = ".".join((*base, *filter(None, [child.module])))
-            if child.level and child.module is None:
-                yield from (f"{stem}.{alias.name}" for alias in child.names)
-            else:
-                yield stem
-        else:
-            yield from imports_of(child, path, inside_functions=inside_functions)
+        yield child, is_at_top
+        is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        yield from walk(child, is_at_top=is_at_top and not is_function)
 
 
-def all_imports(path, *, inside_functions=True):
-    return set(imports_of(ast.parse(path.read_text()), path, inside_functions=inside_functions))
+def imports(path):
+    package = ["flask_llmstream", *path.relative_to(PACKAGE).parts[:-1]]
+    for node, is_at_top in walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(node.lineno, alias.name, is_at_top)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                # `from . import runtime` names a module, `from .a import B` does not.
+                yield Import(node.lineno, f"{module}.{alias.name}", is_at_top)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def layer_of(name):
+    return next((index for index, names in enumerate(LAYERS) if name in names), None)
+
+
+@every_module
 def test_imports_point_down(path):
-    layer = LAYER_OF[name_of(path)]
-    for imported in all_imports(path, inside_functions=False):
-        if imported.startswith("flask_llmstream."):
-            other = imported.split(".")[1]
-            assert LAYER_OF[other] <= layer, f"{path.name} imports {imported}"
+    own = top_name(path)
+    layer = layer_of(own)
+    assert layer is not None, f"{own} has no layer yet"
+    for each in imports(path):
+        parts = each.name.split(".")
+        if parts[0] != "flask_llmstream":
+            continue
+        is_own_module = (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file()
+        target = parts[1] if is_own_module else ""
+        assert layer_of(target) <= layer, f"{module_id(path)}:{each.line} imports {each.name}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_the_runtime_names_gevent(path):
-    tops = {imported.split(".")[0] for imported in all_imports(path)}
-    assert not tops & {"gevent", "greenlet"}
-    if path.name != "runtime.py":
-        strings = {
-            node.value
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        }
-        assert not [text for text in strings if re.fullmatch(r"gevent(\.\w+)*", text)]
+@every_module
+def test_only_the_runtime_touches_gevent(path):
+    if module_id(path) == "core/runtime.py":
+        return
+    gevent = re.compile(r"gevent(\.\w+)*$")
+    for node, _ in walk(ast.parse(path.read_text())):
+        is_name = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        assert not (is_name and gevent.match(node.value)), f"{module_id(path)}:{node.lineno}"
+    for each in imports(path):
+        assert not gevent.match(each.name), f"{module_id(path)}:{each.line}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_runtime_uses_gevent_only_where_the_process_has_it():
+    names = {each.name.split(".")[0] for each in imports(PACKAGE / "core" / "runtime.py")}
+
+    assert not names & {"gevent", "greenlet"}
+
+
+@every_module
 def test_optional_libraries_are_imported_where_they_are_needed(path):
-    known = ALWAYS_THERE | sys.stdlib_module_names | {"flask_llmstream"}
-    tops = {imported.split(".")[0] for imported in all_imports(path, inside_functions=False)}
-    assert tops <= known
+    allowed = REQUIRED | sys.stdlib_module_names | GUNICORNS.get(module_id(path), set())
+    for each in imports(path):
+        if each.is_at_top:
+            assert each.name.split(".")[0] in allowed, f"{module_id(path)}:{each.line}"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in modules() if name_of(path) in PURE],
-    ids=lambda path: str(path.relative_to(PACKAGE)),
-)
-def test_framing_and_dialects_are_pure(path):
-    tops = {imported.split(".")[0] for imported in all_imports(path)}
-    assert not tops & {"flask", "werkzeug", "socket", "select", "threading", "asyncio"}
+@every_module
+def test_the_pure_part_knows_no_web_and_no_world(path):
+    own = top_name(path)
+    if own not in PURE:
+        return
+    allowed = (sys.stdlib_module_names | {"flask_llmstream"} | PURE[own]) - WORLDLY
+    if module_id(path) == "core/runtime.py":
+        allowed |= {"os"}
+    for each in imports(path):
+        assert each.name.split(".")[0] in allowed, f"{module_id(path)}:{each.line} {each.name}"
+
+
+def test_importing_the_package_imports_no_optional_library():
+    source = (
+        "import sys, flask_llmstream\n"
+        "names = {name.split('.')[0] for name in sys.modules}\n"
+        "print(*sorted(names & {'gevent', 'greenlet', 'gunicorn', 'xllamacpp', 'httpx'}))\n"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", source],
+        # Coverage would import gevent to follow its greenlets.
+        env={name: value for name, value in os.environ.items() if not name.startswith("COV")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert printed.stdout.split() == []

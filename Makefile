@@ -18,6 +18,7 @@ BIND ?= 127.0.0.1
 ADDRESS := $(if $(findstring :,$(BIND)),$(BIND),$(BIND):$(PORT))
 
 RUN := .venv/bin/python -m
+PYTEST ?= pytest
 # Two makes at once take turns in .venv, where the system has a flock.
 TURN := $(if $(shell command -v flock),flock Makefile)
 INSTALL = @$(TURN) $(MAKE) --silent .venv/installed-
@@ -38,12 +39,12 @@ serve:
 
 test: preflight
 	$(INSTALL)test,lint
-	$(RUN) pytest $(ARGS)
+	$(RUN) $(PYTEST) $(ARGS)
 
 coverage: preflight
 	$(INSTALL)test,lint
 	$(RUN) coverage erase
-	$(RUN) coverage run -m pytest $(ARGS)
+	$(MAKE) test PYTEST="coverage run -m pytest"
 	$(RUN) coverage combine --quiet
 	$(RUN) coverage report --skip-covered
 	@echo "Of the protocol's core, 98 % must be covered:"

@@ -188,7 +188,7 @@ def test_thinking_and_tool_calls_count_too():
 
 
 def test_half_a_character_at_the_limit_is_shown_not_lost():
-    passed, response, _ = run([b"a\xe2", b"", "b"], max_tokens=1)
+    passed, response, _ = run([b"a\xe2", b"", Reasoning("hm")], max_tokens=1)
 
     assert passed == ["a", "\N{REPLACEMENT CHARACTER}", Finish("length")]
     assert response.text == "a\N{REPLACEMENT CHARACTER}"
@@ -196,7 +196,7 @@ def test_half_a_character_at_the_limit_is_shown_not_lost():
 
 def test_a_stop_string_at_the_limit_ends_it_as_such():
     stop = "a\N{REPLACEMENT CHARACTER}"
-    passed, response, _ = run([b"xa\xe2", "b"], max_tokens=1, stop=[stop])
+    passed, response, _ = run([b"xa\xe2", Reasoning("b")], max_tokens=1, stop=[stop])
 
     assert passed == ["x", Finish("stop", stop_sequence=stop)]
     assert response.finish_reason == "stop"
@@ -249,6 +249,12 @@ def test_invalid_utf8_is_an_engine_error(data):
         run([data])
     with pytest.raises(EngineError, match="not valid UTF-8"):
         run([bytes([byte]) for byte in data])
+
+
+def test_text_in_the_middle_of_a_character_is_an_engine_error():
+    assert text_of(run([b"\xe2\x82\xac", "x", b"\xe2", "", b"\x82\xac"])[0]) == "€x€"
+    with pytest.raises(EngineError, match="not valid UTF-8"):
+        run([b"\xe2", "x"])
 
 
 def test_a_character_cut_off_by_the_end_is_replaced():

@@ -164,8 +164,11 @@ class Assembler:
         if isinstance(item, bytes):
             if choice.decoder is None:
                 choice.decoder = _new_utf8_decoder("strict")
+                self._is_plain = False
             yield from self._accept_text(choice, _decode(choice.decoder, item))
         elif isinstance(item, str):
+            if choice.decoder is not None and item:
+                _decode(choice.decoder, b"", final=True)
             if not item.isascii():
                 _check_text(item)
             yield from self._accept_text(choice, item)
@@ -357,9 +360,9 @@ def _check_text(text: str) -> None:
         raise EngineError("The model backend emitted text that is not valid Unicode.") from exc
 
 
-def _decode(decoder: codecs.IncrementalDecoder, data: bytes) -> str:
+def _decode(decoder: codecs.IncrementalDecoder, data: bytes, *, final: bool = False) -> str:
     try:
-        return decoder.decode(data)
+        return decoder.decode(data, final)
     except UnicodeDecodeError as exc:
         raise EngineError("The model backend emitted bytes that are not valid UTF-8.") from exc
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -117,13 +118,19 @@ class Call:
 
         The stream would be cancelled when it is finalized, but `abort` leaves the view's
         frame, and all that it refers to, in a cycle that lives until the next collection.
+
+        Args:
+            cancel: A method; its object is not kept, for it may be dropped before.
         """
         if not has_request_context():
             return
+        cancel_if_alive = weakref.WeakMethod(cancel)
 
         def look(response: Response) -> Response:
             if response.status_code >= 400:
-                cancel()
+                method = cancel_if_alive()
+                if method is not None:
+                    method()
             return response
 
         after_this_request(look)

@@ -211,6 +211,16 @@ def _add_routes(app, llm, recorder):
             response.set_data(b"other data")
         return response
 
+    @app.post("/drop-first")
+    def drop_before_answer():
+        """Drops its tokens, and does not answer before their backend knows."""
+        asked = _asked()
+        tokens = llm.tokens(_inference_request(asked))
+        first = next(tokens)
+        del tokens
+        recorder.wait(asked["script"]["id"], "cancelled")
+        return first
+
     @app.errorhandler(LookupError)
     def on_lookup_error(_):
         return "failed", 500

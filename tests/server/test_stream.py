@@ -256,6 +256,14 @@ def test_an_answer_that_the_app_drops_is_cancelled(server, how, status, as_token
 
 
 @on(*KINDS)
+def test_tokens_that_the_view_drops_are_cancelled_at_once(server):
+    with server.client() as client:
+        ask(client, ["emit", "a"], ["until_cancelled"], path="/drop-first")
+        answer = client.answer().read_all()
+    assert (answer.status, answer.text) == (200, "a")
+
+
+@on(*KINDS)
 @pytest.mark.parametrize(
     ("steps", "headers", "code", "text"),
     [

@@ -13,6 +13,7 @@ happened. The steps of a script:
     ["raw", text]                anything as it is, in latin-1
     ["end"]                      the last chunk: the connection is kept
     ["sleep", seconds]
+    ["crowd", count]             wait until it has had that many requests at a time
     ["tokens", count, seconds]   that many numbered tokens, with pauses
     ["silent"]                   nothing more, until the peer leaves; recorded as "left"
     ["close"] ["reset"]          FIN, or RST
@@ -20,7 +21,8 @@ happened. The steps of a script:
 
 A script ``["turns", script, script, …]`` is another one each time, the last one from then on.
 
-``GET /peak/<name>`` is the most requests that it ever had at a time. ``GET /log/<id>`` waits for *n* records (``?n=1``) and returns them.
+``GET /peak/<name>`` is the most requests that it ever had at a time. ``GET /log/<id>`` waits
+for *n* records (``?n=1``) and returns them.
 """
 
 from __future__ import annotations
@@ -137,9 +139,12 @@ class Exchange:
             self.upstream.turns[self.id, name] = turn + 1
             steps = steps[1 + min(turn, len(steps) - 2)]
         self.choice = {"index": 0, "delta": {}, "finish_reason": None}
+        self.name = name
         upstream = self.upstream
         upstream.active[name] += 1
         upstream.peak[name] = max(upstream.peak[name], upstream.active[name])
+        async with upstream.changed:
+            upstream.changed.notify_all()
         try:
             for verb, *arguments in steps:
                 await getattr(self, verb)(*arguments)
@@ -191,6 +196,11 @@ class Exchange:
 
     async def sleep(self, seconds):
         await asyncio.sleep(seconds)
+
+    async def crowd(self, count):
+        peak, changed = self.upstream.peak, self.upstream.changed
+        async with changed:
+            await changed.wait_for(lambda: peak[self.name] >= count)
 
     async def tokens(self, count, seconds):
         for number in range(count):

@@ -144,5 +144,5 @@ class Server(Process):
         super().kill()
 
     def tracebacks(self):
-        """The last lines of the tracebacks in the log so far."""
-        return re.findall(r"^Traceback .*\n(?:[ \t].*\n|\n)*(.*)$", self.log, re.MULTILINE)
+        """The last lines of the tracebacks in the log so far, but for one half written."""
+        return re.findall(r"^Traceback .*\n(?:[ \t].*\n|\n)*(\S.*)\n", self.log, re.MULTILINE)

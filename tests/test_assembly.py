@@ -263,8 +263,9 @@ def test_a_character_cut_off_by_the_end_is_replaced():
         assert text_of(passed) == response.text == "a\N{REPLACEMENT CHARACTER}"
 
 
-def test_a_cut_character_may_complete_a_stop_string():
-    passed, response, _ = run([b"end\xe2\x82"], stop=["d\N{REPLACEMENT CHARACTER}"])
+@pytest.mark.parametrize("end", [[], [Finish("length")]])
+def test_a_cut_character_may_complete_a_stop_string(end):
+    passed, response, _ = run([b"end\xe2\x82", *end], stop=["d\N{REPLACEMENT CHARACTER}"])
     finish = Finish("stop", stop_sequence="d\N{REPLACEMENT CHARACTER}")
 
     assert passed == ["en", finish]

@@ -360,6 +360,24 @@ def test_merging_keeps_the_concatenation(texts, size):
     assert "".join(channel.receive_batch(NOW)) == "".join(accepted)
 
 
+def test_what_the_consumer_takes_first_is_not_merged():
+    class TakenMeanwhile(deque):
+        """The consumer is faster, just after the producer looked."""
+
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            received.extend(channel.receive_batch(NOW))
+            return item
+
+    received = []
+    channel = full_channel("a")
+    channel._items = TakenMeanwhile(channel._items)
+    assert channel.send_nowait("b")
+
+    assert received == ["a"]
+    assert channel.receive_batch(NOW) == ["b"]
+
+
 def test_a_merge_and_a_batch_at_once_lose_nothing():
     def prepare():
         channel = full_channel("a", "b", size=2)

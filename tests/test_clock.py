@@ -315,6 +315,20 @@ def test_two_first_callers_at_once_start_one_thread(now):
     interleave(prepare)
 
 
+def test_a_caller_that_is_too_late_to_start_it_starts_nothing(now, called):
+    class TakenMeanwhile(list):
+        """There was a ticket when the caller looked."""
+
+        def __bool__(self):
+            return True
+
+    clock = SteppedClock()
+    clock._start_tickets = TakenMeanwhile()
+    clock.call_soon(called("soon"))
+    assert clock.threads == []
+    assert len(clock._inbox) == 1
+
+
 def test_it_starts_after_a_thread_could_not_be_made(now, called):
     clock = SteppedClock()
     refusals = [RuntimeError("can't start new thread")]

@@ -490,11 +490,14 @@ def test_the_watcher_keeps_the_loop_alive_only_while_somebody_waits():
         parker = runtime.make_parker()
         watcher = runtime._mailbox_of(hub)._watcher
         assert not watcher.ref
-        waiting = [gevent.spawn(parker.park), gevent.spawn(runtime.make_parker().park)]
+        other = runtime.make_parker()
+        waiting = [gevent.spawn(each.park) for each in (parker, other, runtime.make_parker())]
         gevent.sleep(0)
         assert watcher.ref
-        waiting[1].kill()
-        assert watcher.ref
+        waiting[2].kill()
+        other.unpark()
+        waiting[1].join()
+        assert watcher.ref, "one still waits"
         waker = Background(lambda: (runtime.sleep(0.01), parker.unpark()))
         # No LoopExit, though nothing of gevent's own is pending.
         assert hub.join(timeout=DEADLINE_SECONDS)
@@ -747,6 +750,23 @@ def test_log_writes_at_once_where_nothing_is_patched(caplog):
         "on a hub",
     ]
     assert caplog.records[1].exc_info[1] is error
+
+
+def test_a_native_threads_record_waits_for_a_greenlet(monkeypatch, caplog):
+    """As in a patched process, where its handler's lock may be a greenlet's."""
+    monkeypatch.setattr(runtime, "_home", None)
+    monkeypatch.setattr(runtime, "is_patched", lambda: True)
+    logger = logging.getLogger("test_runtime")
+
+    def serve():
+        runtime.sleep(0.001)
+        Background(lambda: runtime.log(logger, logging.ERROR, "from a thread")).result()
+        assert caplog.records == [], "no greenlet ran yet"
+        wait_until(lambda: caplog.records)
+
+    on_a_hub(serve)
+    assert caplog.records[0].getMessage() == "from a thread"
+    assert caplog.records[0].thread != threading.get_ident()
 
 
 def test_logging_stays_as_it_is_where_nothing_is_patched():

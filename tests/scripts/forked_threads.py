@@ -1,8 +1,8 @@
 """Forks of a process without gevent, while its threads hold whatever they hold."""
 
-import faulthandler
 import os
 import signal
+import sys
 import traceback
 from time import monotonic
 
@@ -56,12 +56,14 @@ def in_child(owner):
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+        sys.exit()  # Not `os._exit`: a child that ends by itself must be able to.
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, status
 
 
 def main():
-    faulthandler.dump_traceback_later(float(os.environ.get("WATCHDOG_SECONDS", "60")), exit=True)
+    # No watchdog thread: a child could not cancel it as it ends.
+    signal.alarm(int(float(os.environ.get("WATCHDOG_SECONDS", "60"))))
     owner = Owner()
     stop = []
 

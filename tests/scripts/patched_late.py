@@ -57,4 +57,4 @@ if child == 0:
     work()
     runtime.original("time", "sleep")(0.05)
     os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
+assert runtime.original("os", "waitpid")(child, 0)[1] == 0

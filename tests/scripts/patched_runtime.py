@@ -161,7 +161,7 @@ def in_child(function):
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    _, status = os.waitpid(child, 0)
+    _, status = runtime.original("os", "waitpid")(child, 0)
     assert status == 0, status
 
 

@@ -329,7 +329,7 @@ class StreamBody:
         now = monotonic()
         if now - self._writing_since >= self._stall_seconds:
             self._reception.leave(
-                SlowReaderError(f"The client read nothing for {self._stall_seconds:g} seconds.")
+                SlowReaderError(f"The client took over {self._stall_seconds:g} seconds to read.")
             )
             self._connection.abort()
             return

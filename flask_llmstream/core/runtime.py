@@ -21,6 +21,7 @@ import importlib
 import logging
 import os
 import sys
+import threading
 import weakref
 from collections import deque
 from math import inf
@@ -108,6 +109,9 @@ class Parker(Protocol):
         """Whether the caller's native thread and hub may park on it."""
 
 
+_LONGEST_MAIN_PARK_SECONDS = 0.5
+
+
 class ThreadParker:
     """Parks the native thread. The lock is held while there is no permit."""
 
@@ -118,6 +122,10 @@ class ThreadParker:
         self._lock.acquire()
 
     def park(self, until: float = inf) -> None:
+        if threading.get_ident() == threading.main_thread().ident:
+            # Signals are handled here, and CPython misses one that comes just before the
+            # lock is waited for, until the wait ends.
+            until = min(until, monotonic() + _LONGEST_MAIN_PARK_SECONDS)
         if until == inf:
             self._lock.acquire()
             return

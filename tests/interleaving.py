@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import inf
 from pathlib import Path
 
 import flask_llmstream.core
@@ -19,6 +20,8 @@ def interleave(prepare):
     another thread might; then ``check``. Where a thread may be switched differs between
     Python versions: 3.10 does it almost anywhere.
     """
+    act, intrude, _ = prepare()
+    _run(act, intrude, inf)  # Python 3.12 reports bytecodes only once it saw them traced.
     step = 0
     while True:
         act, intrude, check = prepare()

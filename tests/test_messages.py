@@ -45,7 +45,7 @@ def test_a_token_alone_is_a_plain_piece_of_text():
     assert (token.logprob, token.top_logprobs, token.choice) == (None, (), 0)
     assert type(token + "b") is str
     assert type(token[:1]) is str
-    assert type("".join([token, token])) is str
+    assert type("".join([token, token])) is str  # noqa: FLY002
 
 
 @given(st.text(), st.none() | st.floats(max_value=0), st.integers(0, 9))

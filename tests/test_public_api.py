@@ -3,6 +3,7 @@
 import ast
 import inspect
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -56,7 +57,8 @@ def test_every_error_is_exported():
 @pytest.mark.parametrize("name", sorted(set(flask_llmstream.__all__) - {"__version__"}))
 def test_what_is_exported_says_what_it_is(name):
     thing = getattr(flask_llmstream, name)
-    if inspect.isclass(thing) or inspect.isroutine(thing):
+    is_alias = get_origin(thing) is not None  # Python 3.10 takes one for a class.
+    if not is_alias and (inspect.isclass(thing) or inspect.isroutine(thing)):
         assert inspect.getdoc(thing)
 
 

@@ -122,7 +122,8 @@ class ThreadParker:
         self._lock.acquire()
 
     def park(self, until: float = inf) -> None:
-        if threading.get_ident() == threading.main_thread().ident:
+        # Not patched: there the main thread has a hub, and get_ident makes greenlets' state.
+        if not is_patched() and threading.get_ident() == threading.main_thread().ident:
             # Signals are handled here, and CPython misses one that comes just before the
             # lock is waited for, until the wait ends.
             until = min(until, monotonic() + _LONGEST_MAIN_PARK_SECONDS)

@@ -101,11 +101,13 @@ def test_threads_lose_nothing_and_keep_the_order(size, count):
     assert channel.outcome == "done"
 
 
-def test_greenlets_of_one_hub_exchange_items():
+def exchange_between_greenlets(size):
+    """A hundred items from one greenlet of a hub to another, through a channel of *size*."""
+
     def exchange():
         import gevent
 
-        channel = Channel(size=2)
+        channel = Channel(size=size)
 
         def produce():
             for number in range(100):
@@ -120,6 +122,10 @@ def test_greenlets_of_one_hub_exchange_items():
         return received
 
     assert on_a_hub(exchange) == [str(number) for number in range(100)]
+
+
+def test_greenlets_of_one_hub_exchange_items():
+    exchange_between_greenlets(size=2)
 
 
 def test_a_thread_feeds_greenlets_of_a_hub():
@@ -560,24 +566,7 @@ def test_a_greenlet_that_is_blocked_again_and_again_sets_one_timer(monkeypatch):
         runtime.clock, "call_at", lambda *args: timers.append(args) or call_at(*args)
     )
 
-    def exchange():
-        import gevent
-
-        channel = Channel(size=1)
-
-        def produce():
-            for number in range(100):
-                channel.send(str(number))
-            channel.close()
-
-        producer = gevent.spawn(produce)
-        received = []
-        while not channel.is_drained:
-            received += channel.receive_batch()
-        producer.get(timeout=DEADLINE_SECONDS)
-        return received
-
-    assert on_a_hub(exchange) == [str(number) for number in range(100)]
+    exchange_between_greenlets(size=1)
     assert len(timers) <= 1
 
 

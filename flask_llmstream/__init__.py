@@ -24,6 +24,7 @@ from .core.messages import (
     InferenceResponse,
     Message,
     Reasoning,
+    Refusal,
     Token,
     ToolCall,
     ToolCallDelta,
@@ -59,6 +60,7 @@ from .exceptions import (
     SlowReaderError,
     StreamError,
     UnknownModelError,
+    UnknownStreamError,
     UpstreamError,
 )
 from .extension import LLMStream
@@ -114,6 +116,7 @@ __all__ = [
     "PermissionDeniedError",
     "QueueFullError",
     "Reasoning",
+    "Refusal",
     "RequestCancelledError",
     "RequestDroppedError",
     "RequestError",
@@ -129,6 +132,7 @@ __all__ = [
     "ToolCallDelta",
     "TopLogprob",
     "UnknownModelError",
+    "UnknownStreamError",
     "UpstreamBackend",
     "UpstreamError",
     "Usage",

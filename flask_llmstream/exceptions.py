@@ -11,6 +11,7 @@ LLMStreamError                      500      internal_error        no
     NotAcceptableError              406      not_acceptable        no
     RequestTooLargeError            413      request_too_large     no
     UnknownModelError               404      model_not_found       no
+    UnknownStreamError              404      stream_not_found      no
   AccessError                       403      permission_denied     no
     AuthenticationError             401      invalid_api_key       no
     PermissionDeniedError           403      permission_denied     no
@@ -62,6 +63,7 @@ __all__ = [
     "SlowReaderError",
     "StreamError",
     "UnknownModelError",
+    "UnknownStreamError",
     "UpstreamError",
 ]
 
@@ -145,6 +147,13 @@ class UnknownModelError(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class UnknownStreamError(RequestError):
+    """No stream or stored answer of this id is the caller's, or it is gone by now."""
+
+    status = 404
+    code = "stream_not_found"
 
 
 class AccessError(LLMStreamError):

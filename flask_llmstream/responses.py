@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from .core.clock import Timer
     from .core.deadlines import Budgets
     from .core.messages import InferenceRequest, Item, Usage
+    from .dialects import Parsed
     from .engines.handle import InferenceHandle
     from .hangup import Connection
-    from .typing import Dialect, EventRenderer, ParsedRequest
+    from .typing import Dialect, EventRenderer
 
 __all__ = ["Outcome", "Reception", "StreamBody", "outcome_of", "render_document"]
 
@@ -340,7 +341,7 @@ class StreamBody:
         self._stall_timer = runtime.clock.call_at(when, _weakly(self._check_stall))
 
 
-def render_document(dialect: Dialect, parsed: ParsedRequest, response: InferenceResponse) -> bytes:
+def render_document(dialect: Dialect, parsed: Parsed, response: InferenceResponse) -> bytes:
     """
     The whole answer as one JSON document.
 

@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .core.messages import InferenceRequest, InferenceResponse, Item
+    from .dialects.parsed import Parsed
     from .engines.handle import InferenceHandle
     from .exceptions import EngineClosedError, LLMStreamError
     from .framing import Framing
 
 __all__ = [
+    "ANYONE",
     "FEATURES",
     "SHOWN_FEATURES",
     "Backend",
@@ -23,7 +25,6 @@ __all__ = [
     "Emit",
     "Engine",
     "EventRenderer",
-    "ParsedRequest",
     "TokenCallback",
     "WorkerKind",
 ]
@@ -90,6 +91,10 @@ class CallbackBackend(Protocol):
         """
 
 
+ANYONE: Any = object()
+"""In place of an identity: whoever asked for it."""
+
+
 class Engine(Protocol):
     """What an extension needs of an engine. Thread safety: every method, from any thread."""
 
@@ -100,8 +105,8 @@ class Engine(Protocol):
     def submit(self, request: InferenceRequest) -> InferenceHandle:
         """Queue *request*; with a `stream_callback` of its own it is a stream."""
 
-    def cancel(self, request_id: str) -> bool:
-        """End every live request with this id; False where there is none."""
+    def cancel(self, request_id: str, *, identity: Any = ANYONE) -> bool:
+        """End every live request with this id and *identity*; False where there is none."""
 
     def backend_for(self, model: str) -> Any:
         """What generates for *model*."""
@@ -117,17 +122,6 @@ class Engine(Protocol):
 
     def end_all(self, error: LLMStreamError) -> None:
         """End everything pending, with *error*."""
-
-
-class ParsedRequest(Protocol):
-    """What a dialect made of a body."""
-
-    @property
-    def request(self) -> InferenceRequest: ...
-
-    @property
-    def stream(self) -> bool | None:
-        """What the body says about streaming; None where it is silent."""
 
 
 class EventRenderer(Protocol):
@@ -161,10 +155,14 @@ class Dialect(Protocol):
     def name(self) -> str: ...
 
     @property
+    def framings(self) -> Sequence[Framing]:
+        """What an answer can be framed as; the one that streams by default comes first."""
+
+    @property
     def streams_by_default(self) -> bool:
         """Whether a body that is silent about streaming, with a neutral Accept, streams."""
 
-    def parse(self, body: bytes) -> ParsedRequest:
+    def parse(self, body: bytes) -> Parsed:
         """
         Read a body.
 
@@ -172,10 +170,10 @@ class Dialect(Protocol):
             InvalidRequestError: Names the field in `param` and in its message.
         """
 
-    def renderer(self, parsed: ParsedRequest, framing: Framing) -> EventRenderer:
+    def renderer(self, parsed: Parsed, framing: Framing) -> EventRenderer:
         """A fresh renderer for a streamed answer to *parsed*."""
 
-    def document(self, parsed: ParsedRequest, response: InferenceResponse) -> bytes:
+    def document(self, parsed: Parsed, response: InferenceResponse) -> bytes:
         """The whole answer as one JSON document."""
 
     def error_document(self, error: LLMStreamError) -> bytes:

@@ -13,6 +13,7 @@ from flask_llmstream.core.messages import (
     InferenceRequest,
     InferenceResponse,
     Reasoning,
+    Refusal,
     Token,
     ToolCall,
     ToolCallDelta,
@@ -89,6 +90,14 @@ def test_thinking_never_leaks_into_text():
     assert response.text == assembler.text == "yes"
     assert response.choices[0].reasoning == "hm..."
     assert response.usage == Usage(0, 3)
+
+
+def test_a_refusal_is_kept_apart_from_text():
+    passed, response, assembler = run([Refusal("No"), Refusal(".")])
+
+    assert passed == [Refusal("No"), Refusal(".")]
+    assert response.text == assembler.text == ""
+    assert response.choices[0].refusal == "No."
 
 
 @pytest.mark.parametrize("item", [None, 1, {"text": "a"}, bytearray(b"a"), ["a"]])
@@ -472,7 +481,7 @@ def test_a_whole_answer_becomes_its_items():
     token = Token("yes", logprob=-0.5)
     response = InferenceResponse(
         choices=(
-            Choice(reasoning="hm", text="yes", logprobs=(token,), finish_reason="length"),
+            Choice(reasoning="hm", refusal="no", text="yes", logprobs=(token,)),
             Choice(index=1, text="no", tool_calls=(call,), stop_sequence="."),
             Choice(index=2),
         ),
@@ -482,8 +491,9 @@ def test_a_whole_answer_becomes_its_items():
 
     assert passed == [
         Reasoning("hm"),
+        Refusal("no"),
         token,
-        Finish("length"),
+        Finish("stop"),
         Token("no", choice=1),
         ToolCallDelta(0, id="call_1", name="f", arguments="{}", choice=1),
         Finish("stop", stop_sequence=".", choice=1),

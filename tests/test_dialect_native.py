@@ -16,6 +16,7 @@ from flask_llmstream.core.messages import (
     InferenceResponse,
     Message,
     Reasoning,
+    Refusal,
     Token,
     ToolCall,
     ToolCallDelta,
@@ -162,6 +163,8 @@ class TestStream:
 
         assert renderer.render(Reasoning("Hm")) == event(0, rest=',"reasoning":"Hm"')
         assert renderer.render(Reasoning("")) == b""
+        assert renderer.render(Refusal("No.")) == event(0, rest=',"refusal":"No."')
+        assert renderer.render(Refusal("")) == b""
         assert renderer.render("Hi") == event(0, "Hi")
 
     def test_a_tool_call_says_id_and_name_once(self):

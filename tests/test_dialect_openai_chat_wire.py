@@ -22,6 +22,7 @@ from flask_llmstream.core.messages import (
     InferenceRequest,
     InferenceResponse,
     Reasoning,
+    Refusal,
     Token,
     ToolCall,
     ToolCallDelta,
@@ -161,6 +162,12 @@ class TestShapes:
 
         assert renderer.render(Reasoning("Hm")) == chunk(choice('{"reasoning_content":"Hm"}'))
         assert renderer.render(Reasoning("")) == b""
+
+    def test_a_refusal_is_not_content(self):
+        renderer = make_renderer()
+
+        assert renderer.render(Refusal("No.")) == chunk(choice('{"refusal":"No."}'))
+        assert renderer.render(Refusal("")) == b""
 
     def test_a_tool_call_says_id_type_and_name_once(self):
         renderer = make_renderer()

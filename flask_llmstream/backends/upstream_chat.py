@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..core.messages import Finish, Reasoning, Token, ToolCallDelta, Usage
+from ..core.messages import Finish, Reasoning, Refusal, Token, ToolCallDelta, Usage
 from ..exceptions import UpstreamError
 
 if TYPE_CHECKING:
@@ -189,7 +189,9 @@ def _read_delta(delta: _Delta, choice: _Choice) -> Iterator[Item]:
     if reasoning:
         yield Reasoning(reasoning, choice=choice.index)
     positions = (choice.logprobs.content if choice.logprobs is not None else None) or ()
-    text = delta.content or delta.refusal or ""
+    if delta.refusal:
+        yield Refusal(delta.refusal, choice=choice.index)
+    text = delta.content or ""
     if positions:
         yield from _tokens(text, positions, choice.index)
     elif text:

@@ -13,6 +13,7 @@ from .messages import (
     Finish,
     InferenceResponse,
     Reasoning,
+    Refusal,
     Token,
     ToolCall,
     ToolCallDelta,
@@ -40,6 +41,7 @@ class _ChoiceAssembly:
         "is_cut",
         "logprobs",
         "reasoning",
+        "refusal",
         "stop_filter",
         "text",
         "tokens",
@@ -50,6 +52,7 @@ class _ChoiceAssembly:
         self.index = index
         self.text: list[str] = []
         self.reasoning: list[str] = []
+        self.refusal: list[str] = []
         self.tool_calls: dict[int, list[str]] = {}  # index: id, name, pieces of arguments
         self.logprobs: list[Token] = []
         self.tokens = 0
@@ -76,6 +79,7 @@ class _ChoiceAssembly:
             index=self.index,
             text="".join(self.text),
             reasoning="".join(self.reasoning),
+            refusal="".join(self.refusal),
             tool_calls=tuple(
                 ToolCall(call[0], call[1], "".join(call[2:]))
                 for _, call in sorted(self.tool_calls.items())
@@ -177,9 +181,10 @@ class Assembler:
             if not choice.is_finished:  # Else the tail of the text held a stop string.
                 yield self._end(choice, item)
         elif self._has_room(choice):
-            if isinstance(item, Reasoning):
+            if isinstance(item, (Reasoning, Refusal)):
                 _check_text(item.text)
-                choice.reasoning.append(item.text)
+                said = choice.reasoning if isinstance(item, Reasoning) else choice.refusal
+                said.append(item.text)
             else:
                 item = _add_tool_call(choice, item)
             yield item
@@ -189,12 +194,12 @@ class Assembler:
     def _choice_of(self, item: Any) -> _ChoiceAssembly:
         if isinstance(item, (str, bytes)):
             index = getattr(item, "choice", 0)
-        elif isinstance(item, (Reasoning, ToolCallDelta, Finish)):
+        elif isinstance(item, (Reasoning, Refusal, ToolCallDelta, Finish)):
             index = item.choice
         else:
             raise EngineError(
                 f"The model backend emitted {type(item).__name__}; it may emit str, bytes, "
-                "Token, Reasoning, ToolCallDelta, Usage and Finish."
+                "Token, Reasoning, Refusal, ToolCallDelta, Usage and Finish."
             )
         if not 0 <= index < len(self._choices):
             raise EngineError(
@@ -311,6 +316,8 @@ class Assembler:
             so_far = emitted.get(choice.index) or _ChoiceAssembly(choice.index, None)
             if choice.reasoning and not so_far.reasoning:
                 yield Reasoning(choice.reasoning, choice=choice.index)
+            if choice.refusal and not so_far.refusal:
+                yield Refusal(choice.refusal, choice=choice.index)
             if so_far.has_text:
                 pass  # The returned text is the same text.
             elif choice.logprobs:

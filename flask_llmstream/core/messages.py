@@ -26,6 +26,7 @@ __all__ = [
     "Item",
     "Message",
     "Reasoning",
+    "Refusal",
     "RequestControl",
     "Token",
     "ToolCall",
@@ -98,6 +99,15 @@ class Reasoning:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A piece of the model's words for why it does not answer. Not a `str`: no answer text."""
+
+    text: str
+    _: KW_ONLY
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallDelta:
     """
     A piece of a tool call.
@@ -149,7 +159,7 @@ class Finish:
     choice: int = 0
 
 
-Item: TypeAlias = "str | bytes | Reasoning | ToolCallDelta | Usage | Finish"
+Item: TypeAlias = "str | bytes | Reasoning | Refusal | ToolCallDelta | Usage | Finish"
 """What a backend may emit; `bytes` are UTF-8, decoded incrementally."""
 
 
@@ -321,6 +331,7 @@ class Choice:
     index: int = 0
     text: str = ""
     reasoning: str = ""
+    refusal: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str = "stop"
     stop_sequence: str | None = None

@@ -12,7 +12,7 @@ the next one. What is not plain text of choice 0 adds keys:
 
 - `choice`: the choice's number, where it is not 0; its `finish_reason` comes in an event
   of its own. The last event, `done`, is choice 0's.
-- `reasoning`: a piece of the model's thinking.
+- `reasoning`: a piece of the model's thinking; `refusal`: of why it does not answer.
 - `tool_call`: ``{"index", "id", "name", "arguments"}``; `id` and `name` come once a call.
 - `logprobs`: a list as OpenAI's `logprobs.content`, where the request asked for it.
 
@@ -21,15 +21,15 @@ An error is ``{"error":{"message","code","retryable"}}``, in a stream and as a d
 
 from __future__ import annotations
 
-from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from ..core.messages import Finish, Reasoning, Token, ToolCallDelta
-from ..framing import NDJSON, TEXT
+from ..core.messages import Finish, Reasoning, Refusal, Token, ToolCallDelta
+from ..framing import FRAMINGS, NDJSON, TEXT
 from ..framing.text import TextRenderer
+from .answer_ids import answer_id
 from .chat_messages import MessageBody, read_messages
 from .decoding import decode, invalid
 from .encoding import encode
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..core.messages import Choice, InferenceRequest, InferenceResponse, Item
     from ..exceptions import LLMStreamError
     from ..framing import Framing
-    from ..typing import EventRenderer, ParsedRequest
+    from ..typing import EventRenderer
 
 __all__ = ["NativeDialect"]
 
@@ -62,6 +62,7 @@ class NativeDialect:
     """
 
     name = "native"
+    framings = FRAMINGS
     streams_by_default = True
 
     def parse(self, body: bytes) -> Parsed:
@@ -79,13 +80,13 @@ class NativeDialect:
         )
         return Parsed(request, fields.stream)
 
-    def renderer(self, parsed: ParsedRequest, framing: Framing) -> EventRenderer:
+    def renderer(self, parsed: Parsed, framing: Framing) -> EventRenderer:
         """Events as SSE or NDJSON, or the bare text of choice 0."""
         if framing == TEXT:
             return TextRenderer()
         return _TokenRenderer(parsed.request, framing)
 
-    def document(self, parsed: ParsedRequest, response: InferenceResponse) -> bytes:
+    def document(self, parsed: Parsed, response: InferenceResponse) -> bytes:
         """
         ``{"id","model","text","finish_reason",…,"usage"}``, of choice 0.
 
@@ -94,7 +95,7 @@ class NativeDialect:
         request = parsed.request
         choices = [_choice_object(choice, request) for choice in response.choices]
         document = {
-            "id": _answer_id(request),
+            "id": answer_id(request),
             "model": request.model or response.model,
             **choices[0],
             "usage": usage_object(response.usage),
@@ -111,10 +112,6 @@ class NativeDialect:
         return encode(_error_object(error))
 
 
-def _answer_id(request: InferenceRequest) -> str:
-    return request.request_id or token_hex(16)
-
-
 def _error_object(error: LLMStreamError) -> dict[str, Any]:
     return {"error": {"message": error.message, "code": error.code, "retryable": error.retryable}}
 
@@ -123,6 +120,8 @@ def _choice_object(choice: Choice, request: InferenceRequest) -> dict[str, Any]:
     fields: dict[str, Any] = {"text": choice.text, "finish_reason": choice.finish_reason}
     if choice.reasoning:
         fields["reasoning"] = choice.reasoning
+    if choice.refusal:
+        fields["refusal"] = choice.refusal
     if choice.tool_calls:
         fields["tool_calls"] = [
             {"id": call.id, "name": call.name, "arguments": call.arguments}
@@ -144,7 +143,7 @@ class _TokenRenderer:
     def __init__(self, request: InferenceRequest, framing: Framing) -> None:
         self._framing = framing
         self._request = request
-        self._id = _answer_id(request)
+        self._id = answer_id(request)
         self._head = framing.prefix + encode({"id": self._id})[:-1] + b',"token":'
         self._tail = b',"index":%d,"done":false}' + framing.suffix
         self._next_index = dict.fromkeys(range(request.n), 0)
@@ -173,6 +172,8 @@ class _TokenRenderer:
             return self._token(item, choice)
         if isinstance(item, Reasoning):
             return self._event(choice, reasoning=item.text) if item.text else b""
+        if isinstance(item, Refusal):
+            return self._event(choice, refusal=item.text) if item.text else b""
         if isinstance(item, ToolCallDelta):
             return self._tool_call(item)
         if isinstance(item, Finish):

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from .._version import __version__
-from ..core.messages import Finish, Reasoning, Token, ToolCallDelta
-from ..framing import NDJSON, TEXT
+from ..core.messages import Finish, Reasoning, Refusal, Token, ToolCallDelta
+from ..framing import FRAMINGS, NDJSON, TEXT
 from ..framing.text import TextRenderer
+from .answer_ids import CHAT, answer_id
 from .chat_messages import MessageBody, read_messages
 from .decoding import decode, invalid
 from .encoding import encode
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ..core.messages import Choice, InferenceRequest, InferenceResponse, Item
     from ..exceptions import LLMStreamError
     from ..framing import Framing
-    from ..typing import EventRenderer, ParsedRequest
+    from ..typing import EventRenderer
 
 __all__ = ["OpenAIChatDialect", "ParsedChat"]
 
@@ -104,6 +104,7 @@ class OpenAIChatDialect:
     """
 
     name = "openai_chat"
+    framings = FRAMINGS
     streams_by_default = False
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
@@ -134,19 +135,19 @@ class OpenAIChatDialect:
             include_usage=options is not None and bool(options.include_usage),
         )
 
-    def renderer(self, parsed: ParsedRequest, framing: Framing) -> EventRenderer:
+    def renderer(self, parsed: Parsed, framing: Framing) -> EventRenderer:
         """Chunks as SSE or NDJSON, or the bare text of choice 0."""
         if framing == TEXT:
             return TextRenderer()
         include_usage = isinstance(parsed, ParsedChat) and parsed.include_usage
         return _ChunkRenderer(parsed.request, framing, int(self._clock()), include_usage)
 
-    def document(self, parsed: ParsedRequest, response: InferenceResponse) -> bytes:
+    def document(self, parsed: Parsed, response: InferenceResponse) -> bytes:
         """A `chat.completion`."""
         request = parsed.request
         return encode(
             {
-                "id": _completion_id(request),
+                "id": answer_id(request, CHAT),
                 "object": "chat.completion",
                 "created": int(self._clock()),
                 "model": request.model or response.model,
@@ -167,15 +168,13 @@ def _refuse_deprecated(chat: _ChatBody) -> None:
             raise invalid(field, f"is deprecated; use `{replacement}`")
 
 
-def _completion_id(request: InferenceRequest) -> str:
-    return f"chatcmpl-{request.request_id or token_hex(16)}"
-
-
 def _choice_object(choice: Choice, request: InferenceRequest) -> dict[str, Any]:
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": None if choice.tool_calls and not choice.text else choice.text,
-        "refusal": None,
+        "content": choice.text
+        if choice.text or not (choice.tool_calls or choice.refusal)
+        else None,
+        "refusal": choice.refusal or None,
     }
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
@@ -203,7 +202,7 @@ class _ChunkRenderer:
         self, request: InferenceRequest, framing: Framing, created: int, include_usage: bool
     ) -> None:
         envelope = {
-            "id": _completion_id(request),
+            "id": answer_id(request, CHAT),
             "object": "chat.completion.chunk",
             "created": created,
             "model": request.model,
@@ -237,6 +236,8 @@ class _ChunkRenderer:
             return self._chunk(item.choice, {"reasoning_content": item.text}) if item.text else b""
         if isinstance(item, ToolCallDelta):
             return self._tool_call(item)
+        if isinstance(item, Refusal):
+            return self._chunk(item.choice, {"refusal": item.text}) if item.text else b""
         if isinstance(item, Finish):
             return self._finish(item.choice, item.reason)
         return b""  # usage is the end's to tell

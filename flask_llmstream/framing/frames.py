@@ -35,6 +35,14 @@ class Framing:
         """*payload* as one frame; it must be what the framing allows (no bare newline)."""
         return self.prefix + payload + self.suffix
 
+    def head(self, event: str) -> bytes:
+        """
+        What stands before a payload whose reader goes by the *event*'s type, as
+        `prefix` does where there is none. Only SSE has a place for it: elsewhere the
+        payload has to say it itself.
+        """
+        return b"event: %b\n%b" % (event.encode(), self.prefix) if self == SSE else self.prefix
+
 
 # WHATWG HTML 9.2.6: one data line, LF only; a line that starts with a colon is a comment.
 # Always UTF-8, so Content-Type takes no charset (9.2.5).
@@ -44,4 +52,5 @@ NDJSON = Framing("ndjson", "application/x-ndjson", b"", b"\n")
 TEXT = Framing("text", "text/plain; charset=utf-8")
 JSON = Framing("json", "application/json", streams=False)
 
-FRAMINGS = {framing.name: framing for framing in (SSE, NDJSON, TEXT, JSON)}
+FRAMINGS = (SSE, NDJSON, TEXT, JSON)
+"""All of them, and in the order in which most routes offer them."""

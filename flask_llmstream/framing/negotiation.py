@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..exceptions import NotAcceptableError
-from .frames import JSON, NDJSON, SSE, TEXT, Framing
+from .frames import FRAMINGS, JSON, TEXT, Framing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ def negotiate(
     *,
     stream: bool | None,
     streams_by_default: bool,
-    offers: Sequence[Framing] = (SSE, NDJSON, TEXT, JSON),
+    offers: Sequence[Framing] = FRAMINGS,
 ) -> Framing:
     """
     Choose how to frame an answer.

@@ -9,6 +9,7 @@ import pytest
 from flask_llmstream import (
     Finish,
     IncompleteStreamError,
+    Refusal,
     StreamReader,
     Token,
     ToolCallDelta,
@@ -112,8 +113,8 @@ def test_usage_may_have_holes():
     assert list(read_chunk(json.dumps({"usage": usage}))) == [Usage(3, 0)]
 
 
-def test_a_refusal_is_text():
-    assert chunk(delta={"refusal": "No."}) == ["No."]
+def test_a_refusal_is_no_text():
+    assert chunk(delta={"refusal": "No."}) == [Refusal("No.")]
 
 
 def test_another_choices_text_says_so():

@@ -17,7 +17,7 @@ from .budgets import budgets_of
 from .core.channel import Channel
 from .core.deadlines import Deadline
 from .hangup import Connection, connection_of
-from .policy import request_id_for, request_id_of
+from .policy import authenticate, request_id_for, request_id_of
 from .responses import Reception, outcome_of
 
 if TYPE_CHECKING:
@@ -79,6 +79,15 @@ class Call:
             connection=connection_of(http_request.environ),
             request_id=request_id_for(http_request),
         )
+
+    def authenticate(self) -> None:
+        """
+        Learn whose API key this is.
+
+        Raises:
+            AuthenticationError: The key is missing or wrong.
+        """
+        self.key_name = authenticate(self.headers, self.settings)
 
     def budgets(self, *, streams: bool) -> Budgets:
         """

@@ -16,6 +16,7 @@ from .call import Call
 from .config import Settings
 from .core.messages import InferenceRequest
 from .dialects import NativeDialect, Parsed
+from .dialects.answer_ids import request_ids_of
 from .errors import respond_to
 from .exceptions import (
     ConfigurationError,
@@ -341,6 +342,20 @@ class LLMStream:
         check_features(request, engine.backend_for(request.model), request.model)
         return engine
 
+    def cancel(self, call: Call, id: str) -> bool:
+        """
+        End the caller's own answer with this *id*, as it stands in the answer or its
+        ``X-Request-ID``. False where it has none that is under way in this process.
+        """
+        engines = set(self._state(call.app).engines.by_model.values())
+        identity = self._identify(call)
+        ended = [
+            engine.cancel(request_id, identity=identity)
+            for request_id in request_ids_of(id)
+            for engine in engines
+        ]
+        return any(ended)
+
     def answer(
         self,
         call: Call,
@@ -355,6 +370,7 @@ class LLMStream:
             call.headers.get("Accept"),
             stream=parsed.stream,
             streams_by_default=dialect.streams_by_default,
+            offers=dialect.framings,
         )
         headers = {"X-Request-ID": call.request_id, "Content-Type": framing.content_type}
         if framing.streams:

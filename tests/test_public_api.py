@@ -102,7 +102,7 @@ def test_every_public_method_of_the_extension_says_what_it_does(name):
             AsyncInferenceEngine.submit_streaming,
             ["request", "token_callback", "priority", "timeout_seconds"],
         ),
-        (AsyncInferenceEngine.cancel, ["request_id"]),
+        (AsyncInferenceEngine.cancel, ["request_id", "identity"]),
         (AsyncInferenceEngine.wait_for_completion, ["timeout_seconds"]),
         (AsyncInferenceEngine.shutdown, ["timeout_seconds"]),
         (InferenceHandle.get, ["timeout_seconds"]),

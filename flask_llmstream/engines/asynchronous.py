@@ -22,6 +22,7 @@ from ..exceptions import (
     RequestDroppedError,
     ServerShutdownError,
 )
+from ..typing import ANYONE
 from .admission import BackpressurePolicy, PriorityQueue, ServiceRate
 from .batching import Batch, run_batch
 from .pool import WorkerPool
@@ -549,13 +550,14 @@ class AsyncInferenceEngine:
 
     # Looking and steering.
 
-    def cancel(self, request_id: str) -> bool:
-        """End every live request with this id; False where there is none."""
+    def cancel(self, request_id: str, *, identity: Any = ANYONE) -> bool:
+        """End every live request with this id and *identity*; False where there is none."""
         with self._lock:
             runs = tuple(self._live.get(request_id, ()))
-        for run in runs:
+        own = [run for run in runs if identity is ANYONE or run.request.identity == identity]
+        for run in own:
             run.cancel()
-        return bool(runs)
+        return bool(own)
 
     def reprioritize(self, request_id: str, priority: int) -> bool:
         """Move a waiting request; False where none with this id waits."""

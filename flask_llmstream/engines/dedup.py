@@ -9,7 +9,7 @@ from functools import partial
 from hashlib import sha256
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -21,6 +21,7 @@ from ..exceptions import (
     QueueFullError,
     RequestCancelledError,
 )
+from ..typing import ANYONE
 from .asynchronous import FINALIZER_WAIT_SECONDS
 from .handle import InferenceHandle
 
@@ -135,14 +136,18 @@ class _Waiter:
     One caller's share in a flight.
 
     Attributes:
+        identity: Who waits; it is part of the flight's key.
         joined_at: Monotonic; None for the one whose request it is that runs.
     """
 
-    __slots__ = ("_claims", "flight", "handle", "joined_at", "priority", "timer")
+    __slots__ = ("_claims", "flight", "handle", "identity", "joined_at", "priority", "timer")
 
-    def __init__(self, flight: _Flight, handle: InferenceHandle, priority: int) -> None:
+    def __init__(
+        self, flight: _Flight, handle: InferenceHandle, identity: Any, priority: int
+    ) -> None:
         self.flight = flight
         self.handle = handle
+        self.identity = identity
         self.priority = priority
         self.joined_at: float | None = None
         self.timer: Timer | None = None
@@ -281,7 +286,7 @@ class Deduplicator:
             self._leave(waiter, reason or RequestCancelledError("The request was cancelled."))
 
         handle = InferenceHandle(request_id, cancel=leave, text=lambda: run.handle.text)
-        waiter = _Waiter(flight, handle, priority)
+        waiter = _Waiter(flight, handle, run.request.identity, priority)
         flight.waiters.add(waiter)
         self._waiters.setdefault(request_id, set()).add(waiter)
         if deadline_at != inf:
@@ -354,13 +359,14 @@ class Deduplicator:
 
     # Looking and steering.
 
-    def cancel(self, request_id: str) -> bool:
-        """End every caller's wait with this id; False where there is none."""
+    def cancel(self, request_id: str, *, identity: Any = ANYONE) -> bool:
+        """End the wait of every caller with this id and *identity*; False without one."""
         with self._lock:
             waiters = tuple(self._waiters.get(request_id, ()))
-        for waiter in waiters:
+        own = [each for each in waiters if identity is ANYONE or each.identity == identity]
+        for waiter in own:
             waiter.handle.cancel()
-        return bool(waiters)
+        return bool(own)
 
     def reprioritize(self, request_id: str, priority: int) -> bool:
         """

@@ -14,6 +14,7 @@ from ..core import runtime
 from ..core.deadlines import Deadline
 from ..core.messages import InferenceRequest
 from ..exceptions import ConfigurationError, EngineClosedError, UnknownModelError
+from ..typing import ANYONE
 from .asynchronous import TOTALS, AsyncInferenceEngine
 from .balancing import BalancedBackend, LoadBalanceStrategy
 from .batching import BatchLimits
@@ -298,13 +299,13 @@ class InferenceEngineEnhanced:
 
     # Looking and steering.
 
-    def cancel(self, request_id: str) -> bool:
+    def cancel(self, request_id: str, *, identity: Any = ANYONE) -> bool:
         """
-        End every live request with this id; False where there is none. A run that others
-        wait for, too, goes on for them.
+        End every live request with this id and *identity*; False where there is none. A
+        run that others wait for, too, goes on for them.
         """
-        ended = [engine.cancel(request_id) for engine in self._all_engines()]
-        return self._dedup.cancel(request_id) or any(ended)
+        ended = [engine.cancel(request_id, identity=identity) for engine in self._all_engines()]
+        return self._dedup.cancel(request_id, identity=identity) or any(ended)
 
     def reprioritize(self, request_id: str, priority: int) -> bool:
         """

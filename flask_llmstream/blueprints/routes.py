@@ -1,0 +1,97 @@
+"""What the routes of every dialect's blueprint have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask import Blueprint, Response
+
+from ..config import check_values, model_ids
+from ..dialects.encoding import encode
+from ..errors import respond_to
+from ..exceptions import LLMStreamError, UnknownStreamError
+from .body import check_length, read_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from ..call import Call
+    from ..extension import LLMStream
+    from ..typing import Dialect
+
+__all__ = ["Routes"]
+
+
+class Routes:
+    """
+    A blueprint under construction: who may call it, what it offers, how it answers.
+
+    ``DELETE /streams/<id>`` is there already: it ends the caller's own answer of that id,
+    whichever dialect it is in.
+
+    Args:
+        llm: The extension.
+        name: Of the blueprint; each one registered on an app needs its own.
+        url_prefix: Where it is unless registered elsewhere.
+        error_document: An error as the JSON body of a 4xx or 5xx.
+        models: Which models it offers; None is all.
+        settings: Put over the app's, by their names in lower case.
+
+    Raises:
+        ConfigurationError: There is no such setting, or its value is wrong.
+    """
+
+    def __init__(
+        self,
+        llm: LLMStream,
+        *,
+        name: str,
+        url_prefix: str,
+        error_document: Callable[[LLMStreamError], bytes],
+        models: Iterable[str] | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self._llm = llm
+        self._overrides = check_values(settings)
+        self._only = None if models is None else model_ids(models)
+        self.blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
+        self.blueprint.register_error_handler(LLMStreamError, respond_to(error_document))
+        self.blueprint.delete("/streams/<path:id>")(self.cancel)
+
+    def begin(self) -> Call:
+        """
+        What comes before anything is looked up.
+
+        Raises:
+            RequestTooLargeError, AuthenticationError: In this order.
+        """
+        call = self._llm.call(self._overrides)
+        check_length(call.settings.max_request_bytes)
+        call.authenticate()
+        return call
+
+    def offered(self) -> list[str]:
+        """The ids of the models that can be had here."""
+        known = self._llm.models()
+        return known if self._only is None else [model for model in self._only if model in known]
+
+    def answer(self, dialect: Dialect) -> Response:
+        """The answer to the current request, whose body is in *dialect*."""
+        call = self.begin()
+        parsed = dialect.parse(read_body(call.settings.max_request_bytes))
+        return self._llm.answer(call, dialect, parsed, models=self.offered())
+
+    def json(self, call: Call, document: bytes) -> Response:
+        """A response that is no model's answer."""
+        return Response(
+            document,
+            headers={"X-Request-ID": call.request_id},
+            content_type="application/json",
+        )
+
+    def cancel(self, id: str) -> Response:
+        """``DELETE /streams/<id>``."""
+        call = self.begin()
+        if not self._llm.cancel(call, id):
+            raise UnknownStreamError("No answer of yours with this id is under way.")
+        return self.json(call, encode({"id": id, "cancelled": True}))

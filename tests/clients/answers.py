@@ -60,7 +60,7 @@ class Answer:
             answer = replace(answer, reasoning="")
         if "call ids" in untold:
             answer = replace(answer, calls=tuple(replace(call, id=None) for call in answer.calls))
-        if answer.failure is not None:
+        if isinstance(answer.failure, Failure):
             unknown = {"status", "code", "message"} & untold
             answer = replace(answer, failure=replace(answer.failure, **dict.fromkeys(unknown)))
         return answer

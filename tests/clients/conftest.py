@@ -1,11 +1,12 @@
-"""One server for all clients."""
+"""One server for all clients, and the check that is the same for all of them."""
 
 from __future__ import annotations
 
 import pytest
-from flask_apps import serving
+from flask_apps import WAIT_SECONDS, serving
 
-from .service import Service
+from .dialects import heard
+from .service import Service, job_for
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,22 @@ def service():
 def url(service):
     with serving(service.app) as url:
         yield url
+
+
+@pytest.fixture
+def check(service, url):
+    """Checks that a reader reads a scenario: (reader, scenario, ask: `Job` → `Answer`)."""
+
+    def check(reader, scenario, ask):
+        with service.play(scenario) as performance:
+            answer = ask(job_for(scenario, reader.dialect, url))
+            assert answer.brief() == reader.expects(scenario).brief()
+            if scenario.is_submitted:
+                # Before the gate opens: a backend that waits there was told all the same.
+                assert isinstance(performance.error(), scenario.ends)
+                assert performance.request.cancelled
+                assert heard(performance.request.messages) == heard(scenario.messages)
+        if scenario.is_submitted:
+            performance.backend.closed.wait(WAIT_SECONDS)
+
+    return check

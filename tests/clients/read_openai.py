@@ -12,21 +12,24 @@ from .answers import Failure
 from .service import KEY
 
 TIMEOUT_SECONDS = 20
-WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+USAGE = {"stream_options": {"include_usage": True}}
+
+
+def options(job):
+    """What a client for *job* is made with."""
+    return {
+        "base_url": job.base_url,
+        "api_key": KEY,
+        "max_retries": 0,
+        "timeout": job.timeout_seconds or TIMEOUT_SECONDS,
+        "default_headers": job.headers,
+    }
 
 
 @contextmanager
-def client_of(job, reading, kind=OpenAI):
-    """A client for *job*; what it raises is noted in *reading*."""
-    client = kind(
-        base_url=job.base_url,
-        api_key=KEY,
-        max_retries=0,
-        timeout=job.timeout_seconds or TIMEOUT_SECONDS,
-        default_headers=job.headers,
-    )
+def noting_errors(reading):
     try:
-        yield client
+        yield
     except openai.APIStatusError as error:
         reading.failure = Failure(error.status_code, error.code, error.body["message"])
     except openai.APIError as error:
@@ -34,22 +37,26 @@ def client_of(job, reading, kind=OpenAI):
 
 
 def chat_stream(job, reading):
-    with client_of(job, reading) as client, client:
-        with client.chat.completions.create(**job.body, **WITH_USAGE) as stream:
-            for chunk in stream:
-                note_chunk(chunk, reading)
+    with (
+        noting_errors(reading),
+        OpenAI(**options(job)) as client,
+        client.chat.completions.create(**job.body, **USAGE, stream=True) as stream,
+    ):
+        for chunk in stream:
+            note_chunk(chunk, reading)
 
 
 def chat_stream_async(job, reading):
-    async def read(client):
-        async with client:
-            stream = await client.chat.completions.create(**job.body, **WITH_USAGE)
-            async with stream:
-                async for chunk in stream:
-                    note_chunk(chunk, reading)
+    async def read():
+        async with (
+            AsyncOpenAI(**options(job)) as client,
+            await client.chat.completions.create(**job.body, **USAGE, stream=True) as stream,
+        ):
+            async for chunk in stream:
+                note_chunk(chunk, reading)
 
-    with client_of(job, reading, AsyncOpenAI) as client:
-        asyncio.run(read(client))
+    with noting_errors(reading):
+        asyncio.run(read())
 
 
 def note_chunk(chunk, reading):
@@ -65,31 +72,34 @@ def note_chunk(chunk, reading):
 
 
 def chat_helper(job, reading):
-    """`.stream()`: events, and a whole completion that the SDK itself puts together."""
-    with client_of(job, reading) as client, client:
-        options = {"stream_options": {"include_usage": True}}
-        with client.chat.completions.stream(**job.body, **options) as stream:
-            for event in stream:
-                if event.type == "content.delta":
-                    reading.text(event.delta)
-            try:
-                completion = stream.get_final_completion()
-            except openai.LengthFinishReasonError as error:
-                completion = error.completion
-        note_completion(completion, reading, with_text=False)
+    """`.stream()`: events, and a completion that the SDK itself puts together."""
+    with (
+        noting_errors(reading),
+        OpenAI(**options(job)) as client,
+        client.chat.completions.stream(**job.body, **USAGE) as stream,
+    ):
+        for event in stream:
+            if event.type == "content.delta":
+                reading.text(event.delta)
+        try:
+            completion = stream.get_final_completion()
+        except openai.LengthFinishReasonError as error:
+            completion = error.completion
+        note_completion(completion, reading)
 
 
 def chat_whole(job, reading):
-    with client_of(job, reading) as client, client:
-        note_completion(client.chat.completions.create(**job.body), reading)
+    with noting_errors(reading), OpenAI(**options(job)) as client:
+        completion = client.chat.completions.create(**job.body)
+        note_completion(completion, reading)
+        reading.text(completion.choices[0].message.content)
 
 
-def note_completion(completion, reading, *, with_text=True):
+def note_completion(completion, reading):
+    """All but the text."""
     (choice,) = completion.choices
     reading.usage = (completion.usage.prompt_tokens, completion.usage.completion_tokens)
     reading.finish = choice.finish_reason
     reading.reasoning(getattr(choice.message, "reasoning_content", None))
     for index, call in enumerate(choice.message.tool_calls or ()):
         reading.call(index, call.id, call.function.name, call.function.arguments)
-    if with_text:
-        reading.text(choice.message.content)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
+from unittest.mock import ANY
 
 from flask_llmstream import (
     DeadlineExceededError,
     Finish,
-    LLMStreamError,
     Message,
     QueueFullError,
     Reasoning,
@@ -60,9 +61,10 @@ class Scenario:
         mount: Which of the service's blueprints is asked.
         model: Other than one that plays the script.
         timeout_seconds: Sent as ``X-Request-Timeout``.
+        gives_up_seconds: The client's own timeout.
         leaves: The client closes the stream after the first text.
-        ends: How the server says it ended; None: with an answer. Of the errors that are
-            raised before anything is submitted, nothing is said.
+        ends: The class or classes of the error that the server says it ended with; it
+            says nothing of what is refused before anything is submitted.
     """
 
     name: str
@@ -75,8 +77,9 @@ class Scenario:
     mount: str = ""
     model: str = ""
     timeout_seconds: float | None = None
+    gives_up_seconds: float | None = None
     leaves: bool = False
-    ends: type[LLMStreamError] | None = None
+    ends: Any = NoneType
 
     @property
     def is_submitted(self):
@@ -275,5 +278,14 @@ SCENARIOS = (
         None,
         leaves=True,
         ends=RequestCancelledError,
+    ),
+    Scenario(
+        "gives up",
+        (WAIT,),
+        # Most clients tell the server their timeout: either may be the first to say so.
+        Answer(failure=ANY),
+        Answer(failure=ANY),
+        gives_up_seconds=0.3,
+        ends=(RequestCancelledError, DeadlineExceededError),
     ),
 )

@@ -63,11 +63,11 @@ class Performance:
         (request,) = self.backend.requests
         return request
 
-    def how_it_ended(self):
-        """The class of the error that the server says the request ended with, or None."""
+    def error(self):
+        """What the server says that the request ended with; None for an answer."""
         wait_until(lambda: self.outcomes)
         (outcome,) = self.outcomes
-        return None if outcome.error is None else type(outcome.error)
+        return outcome.error
 
 
 class Service:
@@ -111,4 +111,5 @@ def job_for(scenario, dialect, url):
         body=dialect.body(scenario),
         headers=headers,
         leaves=scenario.leaves,
+        timeout_seconds=scenario.gives_up_seconds,
     )

@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import pytest
-from concurrency import wait_until
 
 from . import read_openai
 from .answers import LeftError, Reading
-from .dialects import OPENAI_CHAT, Dialect, heard
-from .scenarios import SCENARIOS
-from .service import job_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-@dataclass(frozen=True)
-class Reader:
-    """
-    One way of one client to ask.
-
-    Args:
-        read: Does a `Job`, and notes in a `Reading` what the client gives.
-        untold: What the client keeps to itself though the dialect says it.
-    """
-
-    name: str
-    dialect: Dialect
-    read: Callable
-    streams: bool = True
-    untold: frozenset[str] = frozenset()
-
-    def __str__(self):
-        return self.name
-
+from .dialects import OPENAI_CHAT
+from .readers import Reader, cases
 
 READERS = (
     Reader("openai chat", OPENAI_CHAT, read_openai.chat_stream),
@@ -44,3 +15,16 @@ READERS = (
     Reader("openai chat helper", OPENAI_CHAT, read_openai.chat_helper),
     Reader("openai chat whole", OPENAI_CHAT, read_openai.chat_whole, streams=False),
 )
+
+
+@pytest.mark.parametrize(("reader", "scenario"), cases(READERS))
+def test_it_reads_what_was_scripted(check, reader, scenario):
+    def ask(job):
+        reading = Reading(leaves=job.leaves)
+        try:
+            reader.read(job, reading)
+        except LeftError:
+            pass
+        return reading.answer()
+
+    check(reader, scenario, ask)

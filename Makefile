@@ -22,6 +22,9 @@ PYTEST ?= pytest
 # Two makes at once take turns in .venv, where the system has a flock.
 TURN := $(if $(shell command -v flock),flock Makefile)
 INSTALL = @$(TURN) $(MAKE) --silent .venv/installed-
+# Without npm there are no tests of the clients for Node.
+NODE := tests/clients/node
+INSTALL_NODE = $(if $(shell command -v npm),@$(TURN) $(MAKE) --silent $(NODE)/node_modules/.package-lock.json)
 CORE := flask_llmstream/core/*,flask_llmstream/framing/*,flask_llmstream/dialects/*
 
 .PHONY: serve test coverage lint types clean preflight
@@ -39,6 +42,7 @@ serve:
 
 test: preflight
 	$(INSTALL)test,lint
+	$(INSTALL_NODE)
 	$(RUN) $(PYTEST) $(ARGS)
 
 coverage: preflight
@@ -60,7 +64,7 @@ types: preflight
 	$(RUN) mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .coverage* htmlcov .*_cache .hypothesis
+	rm -rf .venv $(NODE)/node_modules build dist *.egg-info .coverage* htmlcov .*_cache .hypothesis
 
 preflight:
 	@$(PYTHON) tools/preflight.py
@@ -70,4 +74,10 @@ preflight:
 	echo "Installing what it takes to $* into .venv"
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install --quiet --disable-pip-version-check -e ".[$*]"
+	touch $@
+
+# npm writes this file last.
+$(NODE)/node_modules/.package-lock.json: $(NODE)/package-lock.json
+	echo "Installing the clients for Node into $(NODE)"
+	npm ci --prefix $(NODE) --loglevel error --no-audit --no-fund
 	touch $@

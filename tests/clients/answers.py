@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -81,6 +81,7 @@ class Job:
     Args:
         base_url: What the client's own setting of this name takes.
         body: The fields of the request's body, `stream` apart.
+        api_key: The caller's.
         headers: To be sent besides the client's own.
         leaves: Close the stream after the first text.
         timeout_seconds: The client's own setting; None is its default.
@@ -88,12 +89,10 @@ class Job:
 
     base_url: str
     body: dict[str, Any]
+    api_key: str
     headers: dict[str, str]
     leaves: bool = False
     timeout_seconds: float | None = None
-
-    def to_json(self):
-        return asdict(self)
 
 
 class LeftError(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,7 +62,41 @@ def _openai_message(message):
     return spoken
 
 
+def _ai_sdk(scenario):
+    """What the AI SDK takes; its providers make the dialect's own request of it."""
+    names = {call.id: call.name for message in scenario.messages for call in message.tool_calls}
+    return {
+        "model": scenario.model or scenario.name,
+        "messages": [_ai_sdk_message(message, names) for message in scenario.messages],
+        "tools": [asdict(function) for function in scenario.tools],
+    }
+
+
+def _ai_sdk_message(message, names):
+    if message.role == "tool":
+        result = {
+            "type": "tool-result",
+            "toolCallId": message.tool_call_id,
+            "toolName": names[message.tool_call_id],
+            "output": {"type": "text", "value": message.text},
+        }
+        return {"role": "tool", "content": [result]}
+    if message.tool_calls:
+        calls = [
+            {
+                "type": "tool-call",
+                "toolCallId": call.id,
+                "toolName": call.name,
+                "input": json.loads(call.arguments),
+            }
+            for call in message.tool_calls
+        ]
+        return {"role": message.role, "content": calls}
+    return {"role": message.role, "content": message.text}
+
+
 OPENAI_CHAT = Dialect("/v1", _openai_chat)
+AI_SDK_OPENAI_CHAT = Dialect("/v1", _ai_sdk)
 
 
 def heard(messages):

@@ -9,7 +9,6 @@ import openai
 from openai import AsyncOpenAI, OpenAI
 
 from .answers import Failure
-from .service import KEY
 
 TIMEOUT_SECONDS = 20
 USAGE = {"stream_options": {"include_usage": True}}
@@ -19,7 +18,7 @@ def options(job):
     """What a client for *job* is made with."""
     return {
         "base_url": job.base_url,
-        "api_key": KEY,
+        "api_key": job.api_key,
         "max_retries": 0,
         "timeout": job.timeout_seconds or TIMEOUT_SECONDS,
         "default_headers": job.headers,

@@ -109,6 +109,7 @@ def job_for(scenario, dialect, url):
     return Job(
         base_url=f"{url}{scenario.mount}{dialect.base_path}",
         body=dialect.body(scenario),
+        api_key=KEY,
         headers=headers,
         leaves=scenario.leaves,
         timeout_seconds=scenario.gives_up_seconds,

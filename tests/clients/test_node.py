@@ -1,0 +1,48 @@
+"""What the official clients for Node read, streaming and not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .dialects import AI_SDK_OPENAI_CHAT, OPENAI_CHAT
+from .reader_process import ReaderProcess
+from .readers import Reader, cases
+
+HERE = Path(__file__).parent / "node"
+
+# The readers themselves are in node/read_*.mjs, under the same names.
+READERS = (
+    Reader("openai-node chat", OPENAI_CHAT),
+    Reader("openai-node chat helper", OPENAI_CHAT),
+    Reader("openai-node chat whole", OPENAI_CHAT, streams=False),
+    # The provider for OpenAI itself drops `reasoning_content`; the other one has it.
+    Reader("ai-sdk openai chat", AI_SDK_OPENAI_CHAT, untold=frozenset({"reasoning"})),
+    Reader(
+        "ai-sdk openai chat whole",
+        AI_SDK_OPENAI_CHAT,
+        streams=False,
+        untold=frozenset({"reasoning"}),
+    ),
+    Reader("ai-sdk openai-compatible", AI_SDK_OPENAI_CHAT),
+    Reader("ai-sdk openai-compatible whole", AI_SDK_OPENAI_CHAT, streams=False),
+)
+
+
+@pytest.fixture(scope="module")
+def node():
+    command = shutil.which("node")
+    if command is None:
+        pytest.skip("needs node and npm (Debian's packages nodejs and npm)")
+    if not (HERE / "node_modules").exists():
+        pytest.skip("needs `npm ci` in tests/clients/node, which `make test` does")
+    process = ReaderProcess([command, str(HERE / "main.mjs")])
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize(("reader", "scenario"), cases(READERS))
+def test_it_reads_what_was_scripted(check, node, reader, scenario):
+    check(reader, scenario, lambda job: node.ask(reader, job))

@@ -1,4 +1,4 @@
-"""The body fields that say what to generate and how, the same on every chat-like route."""
+"""The body fields that say what to generate and how, the same on every route."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..core.messages import Message
 
-__all__ = ["MAX_CHOICES", "GenerationBody", "read_generation"]
+__all__ = ["MAX_CHOICES", "GenerationBody", "SamplingBody", "read_generation", "read_sampling"]
 
 # OpenAI's own limit. One request may take this many sequences of a backend, no more.
 MAX_CHOICES = 128
@@ -26,9 +26,9 @@ _Positive = Annotated[int, Meta(ge=1)]
 _Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
 
 
-class GenerationBody(msgspec.Struct, kw_only=True):
+class SamplingBody(msgspec.Struct, kw_only=True):
     """
-    Base of the bodies. Null is the same as absent; unknown fields are ignored.
+    Base of every body. Null is the same as absent; unknown fields are ignored.
 
     OpenAI takes at most four `stop` strings; local models' templates often need more.
     """
@@ -42,12 +42,17 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: _NonEmpty | Annotated[list[_NonEmpty], Meta(max_length=16)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    response_format: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class GenerationBody(SamplingBody, kw_only=True):
+    """Base of the chat-like bodies."""
+
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
 
 
 class _Function(msgspec.Struct):
@@ -92,6 +97,23 @@ def read_generation(
     if body.top_logprobs and not body.logprobs:
         raise invalid("top_logprobs", "needs `logprobs` to be true")
     names = _tool_names(body.tools or ())
+    request = read_sampling(body, prompt=prompt, messages=messages)
+    request.tools = tuple(body.tools or ())
+    request.tool_choice = _tool_choice(body.tool_choice, names)
+    request.logprobs = bool(body.logprobs)
+    request.top_logprobs = body.top_logprobs or 0
+    return request
+
+
+def read_sampling(
+    body: SamplingBody, *, prompt: str = "", messages: Sequence[Message] = ()
+) -> InferenceRequest:
+    """
+    What every body says of the request for a prompt or a chat.
+
+    Raises:
+        InvalidRequestError: The response format is none; names its field.
+    """
     return InferenceRequest(
         prompt=prompt,
         messages=messages,
@@ -102,12 +124,8 @@ def read_generation(
         top_k=body.top_k,
         seed=body.seed,
         stop=body.stop or (),
-        tools=tuple(body.tools or ()),
-        tool_choice=_tool_choice(body.tool_choice, names),
         response_format=_response_format(body.response_format),
         n=body.n or 1,
-        logprobs=bool(body.logprobs),
-        top_logprobs=body.top_logprobs or 0,
         metadata=body.metadata or {},
     )
 

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
     from ..core.messages import Message
 
-__all__ = ["MAX_CHOICES", "GenerationBody", "SamplingBody", "read_generation", "read_sampling"]
+__all__ = [
+    "MAX_CHOICES",
+    "FunctionBody",
+    "GenerationBody",
+    "SamplingBody",
+    "read_generation",
+    "read_sampling",
+]
 
 # OpenAI's own limit. One request may take this many sequences of a backend, no more.
 MAX_CHOICES = 128
@@ -55,7 +62,9 @@ class GenerationBody(SamplingBody, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
 
 
-class _Function(msgspec.Struct):
+class FunctionBody(msgspec.Struct):
+    """A function that may be called."""
+
     name: _Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -63,7 +72,7 @@ class _Function(msgspec.Struct):
 
 
 class _Tool(msgspec.Struct):
-    function: _Function
+    function: FunctionBody
 
 
 class _Named(msgspec.Struct):

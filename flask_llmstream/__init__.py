@@ -66,6 +66,7 @@ from .exceptions import (
 from .extension import LLMStream
 from .handler import StreamingHandler
 from .responses import Outcome
+from .stores import MemoryStore
 from .typing import (
     FEATURES,
     Backend,
@@ -74,6 +75,7 @@ from .typing import (
     Dialect,
     Emit,
     Engine,
+    Store,
     TokenCallback,
 )
 
@@ -110,6 +112,7 @@ __all__ = [
     "LLMStreamError",
     "LlamaCppBackend",
     "LoadBalanceStrategy",
+    "MemoryStore",
     "Message",
     "NotAcceptableError",
     "Outcome",
@@ -123,6 +126,7 @@ __all__ = [
     "RequestTooLargeError",
     "ServerShutdownError",
     "SlowReaderError",
+    "Store",
     "StreamError",
     "StreamReader",
     "StreamingHandler",

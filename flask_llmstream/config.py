@@ -121,6 +121,7 @@ _OF_THE_APP = frozenset(
         "backpressure",
         "block_timeout_seconds",
         "stuck_seconds",
+        "resume_bytes",
         "shutdown_grace_seconds",
     }
 )
@@ -154,6 +155,8 @@ class Settings:
     heartbeat_seconds: float = _setting(15, _at_least(0))
     stuck_seconds: float = _setting(30, _at_least(0))
     coalesce_seconds: float = _setting(0, _at_least(0))
+    resume_seconds: float = _setting(0, _at_least(0))
+    resume_bytes: int = _setting(64 * 1024 * 1024, _at_least(1, whole=True))
     shutdown_grace_seconds: float | None = _setting(None, _at_least(0, none="the server's own"))
     max_request_bytes: int = _setting(1024 * 1024, _at_least(1, whole=True))
     max_tokens_limit: int | None = _setting(None, _at_least(1, whole=True, none="no limit"))

@@ -7,10 +7,12 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context
 
+from .answering import Answer, complete
 from .backends.function import FunctionBackend
 from .call import Call
 from .config import Settings
@@ -28,19 +30,18 @@ from .exceptions import (
 )
 from .framing import negotiate
 from .gunicorn import ShutdownWatch
-from .hangup import ClientLeftError
 from .policy import check_features, check_limits, check_request_id, check_types, unknown_model
+from .recording import Recordings
 from .registry import AppEngines, ModelRegistry
-from .responses import StreamBody, render_document
+from .stores import MemoryStore
 from .tokens import TokenIterator
 
 if TYPE_CHECKING:
     from flask import Blueprint
 
-    from .core.deadlines import Budgets
     from .core.messages import InferenceResponse
     from .responses import Outcome
-    from .typing import Dialect, Engine, WorkerKind
+    from .typing import Dialect, Engine, Store, WorkerKind
 
 __all__ = ["LLMStream"]
 
@@ -52,6 +53,7 @@ class _AppState:
     """What belongs to one app."""
 
     engines: AppEngines
+    recordings: Recordings
     shutdown_watch: ShutdownWatch
 
 
@@ -65,6 +67,8 @@ class LLMStream:
 
     Args:
         app: Initialised at once, where it is given.
+        store: Keeps the events of streams that can be resumed; None is a `MemoryStore` for
+            each app, of ``LLMSTREAM_RESUME_BYTES``.
 
     Raises:
         ConfigurationError: The interpreter is a free-threaded build, which the hand-off
@@ -74,12 +78,13 @@ class LLMStream:
     from any thread or greenlet.
     """
 
-    def __init__(self, app: Flask | None = None) -> None:
+    def __init__(self, app: Flask | None = None, *, store: Store | None = None) -> None:
         if sysconfig.get_config_var("Py_GIL_DISABLED"):
             raise ConfigurationError(
                 "flask_llmstream is not proven on free-threaded Python yet. "
                 "Use the regular build of the same version."
             )
+        self._store = store
         self._registry = ModelRegistry()
         self._states: weakref.WeakKeyDictionary[Flask, _AppState] = weakref.WeakKeyDictionary()
         self._identity_loader: Callable[[], Any] | None = None
@@ -104,6 +109,7 @@ class LLMStream:
         engines = self._registry.add_app(settings)
         self._states[app] = _AppState(
             engines,
+            Recordings(self._store or MemoryStore(max_bytes=settings.resume_bytes)),
             ShutdownWatch(
                 lambda: tuple(engines.by_model.values()), settings.shutdown_grace_seconds
             ),
@@ -252,7 +258,7 @@ class LLMStream:
         """
         call = self.call()
         budgets = call.budgets(streams=False)
-        return self._complete(call, *self.admit(call, request), budgets)
+        return complete(call, *self.admit(call, request), budgets)
 
     def tokens(self, request: InferenceRequest) -> TokenIterator:
         """
@@ -308,10 +314,9 @@ class LLMStream:
         request = copy(request)
         engine = self._route(call, request, models)
         request.request_id = request.request_id or call.request_id
-        if request.identity is None:
-            request.identity = self._identify(call)
-        for complete in self._before_submit:
-            request = _completed(complete, request)
+        request.identity = self._identity_of(call, request)
+        for function in self._before_submit:
+            request = _completed(function, request)
         if self._before_submit:
             # The app's own functions may choose any model, also one not offered here.
             engine = self._route(call, request, None)
@@ -322,11 +327,15 @@ class LLMStream:
         self._state(call.app).shutdown_watch.start()
         return request, engine
 
-    def _identify(self, call: Call) -> Any:
+    def identify(self, call: Call) -> Any:
         """Who asks in this HTTP request; None outside of one."""
         if self._identity_loader is None:
             return call.key_name
         return self._identity_loader() if has_request_context() else None
+
+    def _identity_of(self, call: Call, request: InferenceRequest) -> Any:
+        """Who asks, unless a view has said who."""
+        return self.identify(call) if request.identity is None else request.identity
 
     def _route(self, call: Call, request: InferenceRequest, models: Iterable[str] | None) -> Engine:
         offered = list(self.models() if models is None else models)
@@ -348,7 +357,7 @@ class LLMStream:
         ``X-Request-ID``. False where it has none that is under way in this process.
         """
         engines = set(self._state(call.app).engines.by_model.values())
-        identity = self._identify(call)
+        identity = self.identify(call)
         ended = [
             engine.cancel(request_id, identity=identity)
             for request_id in request_ids_of(id)
@@ -372,57 +381,16 @@ class LLMStream:
             streams_by_default=dialect.streams_by_default,
             offers=dialect.framings,
         )
-        headers = {"X-Request-ID": call.request_id, "Content-Type": framing.content_type}
-        if framing.streams:
-            # Neither caches nor nginx may hold tokens back.
-            headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        answer = Answer(call, dialect, framing, self._state(call.app).recordings)
         if call.method == "HEAD":
-            head = Response(headers=headers)
-            # Werkzeug would declare 0, the length of this body and not of GET's.
-            head.automatically_set_content_length = False
-            return head
+            return answer.head()
+        rest = answer.rest(parsed, partial(self._identity_of, call, parsed.request))
+        if rest is not None:
+            return rest
         budgets = call.budgets(streams=framing.streams)
         request, engine = self.admit(call, parsed.request, models=models)
-        parsed = replace(parsed, request=request)
-        headers["X-Request-ID"] = request.request_id  # A view may have given it one.
-        if not framing.streams:
-            response = self._complete(call, request, engine, budgets, on_finish)
-            return Response(render_document(dialect, parsed, response), headers=headers)
-        handle, reception = call.receive(engine, request, budgets)
-        body = StreamBody(
-            reception,
-            dialect.renderer(parsed, framing),
-            call.connection,
-            call.settings,
-            call.finisher(request, handle, on_finish),
-        )
-        try:
-            body.open()
-        except BaseException:
-            body.close()
-            raise
-        call.unless_answered(body.close)
-        return Response(body, headers=headers, direct_passthrough=True)
-
-    def _complete(
-        self,
-        call: Call,
-        request: InferenceRequest,
-        engine: Engine,
-        budgets: Budgets,
-        on_finish: Callable[[Outcome], Any] | None = None,
-    ) -> InferenceResponse:
-        handle = call.submit(engine, request, budgets)
-        # Nothing was sent, so there is nothing to probe a half-closed client with.
-        call.connection.watch(lambda _: handle.cancel(ClientLeftError()))
-        try:
-            return handle.get()
-        except BaseException:
-            handle.cancel()
-            raise
-        finally:
-            call.connection.unwatch()
-            call.finisher(request, handle, on_finish)()
+        respond = answer.stream if framing.streams else answer.document
+        return respond(replace(parsed, request=request), engine, budgets, on_finish)
 
     # Looking.
 
@@ -436,6 +404,10 @@ class LLMStream:
     def settings(self) -> Settings:
         """The current app's."""
         return self._state(_current_app()).engines.settings
+
+    def recordings(self) -> Recordings:
+        """The current app's."""
+        return self._state(_current_app()).recordings
 
     def check_ready(self, model: str) -> None:
         """

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from .dialects import Parsed
     from .engines.handle import InferenceHandle
     from .hangup import Connection
+    from .recording import Replay
     from .typing import Dialect, EventRenderer
 
-__all__ = ["Outcome", "Reception", "StreamBody", "outcome_of", "render_document"]
+__all__ = ["Outcome", "Reception", "StreamBody", "outcome_of", "render_document", "unrenderable"]
 
 _logger = logging.getLogger("flask_llmstream.response")
 
@@ -169,7 +170,7 @@ class StreamBody:
 
     def __init__(
         self,
-        reception: Reception,
+        reception: Reception | Replay,
         renderer: EventRenderer,
         connection: Connection,
         settings: Settings,
@@ -245,7 +246,7 @@ class StreamBody:
             batch = reception.receive(self._heartbeat_at)
             if batch and self._coalesce_seconds and not reception.channel.closed:
                 runtime.sleep(self._coalesce_seconds)
-                batch += reception.channel.receive_batch(0)
+                batch += reception.receive(0)
         else:
             self._is_open = True
             frames.append(self._renderer.start())
@@ -258,7 +259,7 @@ class StreamBody:
             elif not batch:
                 frames.append(self._keep_alive())
         except Exception as exc:
-            error = _unrenderable(exc)
+            error = unrenderable(exc)
             reception.leave(error)
             frames.append(self._end(error))
         return b"".join(frames)
@@ -296,7 +297,7 @@ class StreamBody:
             self._stall_timer.cancel()
         if not self._is_ended:
             self._is_ended = True
-            self._reception.leave(ClientLeftError())
+            self._reception.leave(ClientLeftError() if self._is_open else _dropped())
         self._on_close()
 
     def __del__(self) -> None:
@@ -306,9 +307,7 @@ class StreamBody:
             self._connection.unwatch()
             if self._stall_timer is not None:
                 self._stall_timer.cancel()
-            self._reception.leave(
-                RequestCancelledError("The response was dropped before it was sent.")
-            )
+            self._reception.leave(_dropped())
             runtime.run_detached(self._on_close)
 
     # From other threads.
@@ -351,12 +350,17 @@ def render_document(dialect: Dialect, parsed: Parsed, response: InferenceRespons
     try:
         return dialect.document(parsed, response)
     except Exception as exc:
-        raise _unrenderable(exc) from exc
+        raise unrenderable(exc) from exc
 
 
-def _unrenderable(cause: Exception) -> EngineError:
+def unrenderable(cause: Exception) -> EngineError:
+    """The error for an answer that *cause* kept from being rendered; the log has that."""
     runtime.log(_logger, logging.ERROR, "An answer could not be rendered.", error=cause)
     return EngineError("The answer could not be rendered.")
+
+
+def _dropped() -> RequestCancelledError:
+    return RequestCancelledError("The response was dropped before it was sent.")
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:

@@ -25,6 +25,7 @@ __all__ = [
     "Emit",
     "Engine",
     "EventRenderer",
+    "Store",
     "TokenCallback",
     "WorkerKind",
 ]
@@ -122,6 +123,32 @@ class Engine(Protocol):
 
     def end_all(self, error: LLMStreamError) -> None:
         """End everything pending, with *error*."""
+
+
+class Store(Protocol):
+    """
+    Replay buffers: rows of records by stream, which only grow.
+
+    The first record says whose the stream is, an empty one ends it, and those between are
+    its events. Implementations may wait (Redis): they are called in a greenlet where there
+    are any, under no lock.
+
+    Thread safety: every method, from any thread or greenlet.
+    """
+
+    def append(self, stream_id: str, position: int, records: Sequence[bytes]) -> bool:
+        """
+        Add *records*, the first of them as number *position*; 0 begins the stream.
+
+        Returns:
+            False where the stream is not kept (any more): appending is of no use.
+        """
+
+    def read_after(self, stream_id: str, position: int) -> list[bytes] | None:
+        """The records after number *position*, -1 for all; None where there is no stream."""
+
+    def expire(self, stream_id: str, seconds: float) -> None:
+        """Forget the stream *seconds* from now; the last call counts."""
 
 
 class EventRenderer(Protocol):

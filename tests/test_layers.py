@@ -26,6 +26,7 @@ LAYERS = (
     {"engines", "stores", "instrumentation"},
     {"backends", "models"},
     {
+        "answering",
         "budgets",
         "call",
         "config",
@@ -33,6 +34,7 @@ LAYERS = (
         "handler",
         "hangup",
         "policy",
+        "recording",
         "registry",
         "responses",
         "tokens",

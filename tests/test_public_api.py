@@ -70,7 +70,7 @@ def test_every_public_method_of_the_extension_says_what_it_does(name):
 @pytest.mark.parametrize(
     ("function", "names"),
     [
-        (LLMStream, ["app"]),
+        (LLMStream, ["app", "store"]),
         (LLMStream.init_app, ["app"]),
         (LLMStream.backend, ["model", "worker", "supports", "options"]),
         (LLMStream.add_backend, ["model", "backend", "options"]),

@@ -23,6 +23,8 @@ _ITEM_OVERHEAD = 64
 def _weight(item: Any) -> int:
     if type(item) is str:
         return _utf8_length(item)
+    if isinstance(item, bytes):
+        return len(item)
     # Not text alone: a token with log probabilities is mostly not its text.
     text = item if isinstance(item, str) else getattr(item, "text", getattr(item, "arguments", ""))
     return _ITEM_OVERHEAD + _utf8_length(text)

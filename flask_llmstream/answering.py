@@ -1,0 +1,166 @@
+"""From an admitted request to its answer: whole, as a stream, or the rest of a stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask import Response
+
+from .framing import SSE
+from .hangup import ClientLeftError
+from .recording import EventId, ReplayRenderer
+from .responses import StreamBody, render_document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .call import Call
+    from .core.deadlines import Budgets
+    from .core.messages import InferenceRequest, InferenceResponse
+    from .dialects import Parsed
+    from .framing import Framing
+    from .recording import Recordings, Replay
+    from .responses import Outcome, Reception
+    from .typing import Dialect, Engine, EventRenderer
+
+__all__ = ["Answer", "complete"]
+
+
+def complete(
+    call: Call,
+    request: InferenceRequest,
+    engine: Engine,
+    budgets: Budgets,
+    on_finish: Callable[[Outcome], Any] | None = None,
+) -> InferenceResponse:
+    """
+    The whole answer; waits for it.
+
+    Raises:
+        LLMStreamError: The request was refused, or failed.
+    """
+    handle = call.submit(engine, request, budgets)
+    # Nothing was sent, so there is nothing to probe a half-closed client with.
+    call.connection.watch(lambda _: handle.cancel(ClientLeftError()))
+    try:
+        return handle.get()
+    except BaseException:
+        handle.cancel()
+        raise
+    finally:
+        call.connection.unwatch()
+        call.finisher(request, handle, on_finish)()
+
+
+class Answer:
+    """
+    A dialect's answer to one call, as HTTP.
+
+    Args:
+        call: Who asks.
+        dialect: Renders it.
+        framing: As `Accept` has it.
+        recordings: The app's.
+    """
+
+    def __init__(
+        self, call: Call, dialect: Dialect, framing: Framing, recordings: Recordings
+    ) -> None:
+        self._call = call
+        self._dialect = dialect
+        self._framing = framing
+        self._recordings = recordings
+        self._is_resumable = framing == SSE and call.settings.resume_seconds > 0
+        self._headers = {"X-Request-ID": call.request_id, "Content-Type": framing.content_type}
+        if framing.streams:
+            # Neither caches nor nginx may hold tokens back.
+            self._headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+    def head(self) -> Response:
+        """Of an answer that nobody asked for."""
+        response = Response(headers=self._headers)
+        # Werkzeug would declare 0, the length of this body and not of GET's.
+        response.automatically_set_content_length = False
+        return response
+
+    def document(
+        self,
+        parsed: Parsed,
+        engine: Engine,
+        budgets: Budgets,
+        on_finish: Callable[[Outcome], Any] | None,
+    ) -> Response:
+        """The whole answer to *parsed*."""
+        request = parsed.request
+        response = complete(self._call, request, engine, budgets, on_finish)
+        return Response(
+            render_document(self._dialect, parsed, response), headers=self._headers_for(request)
+        )
+
+    def stream(
+        self,
+        parsed: Parsed,
+        engine: Engine,
+        budgets: Budgets,
+        on_finish: Callable[[Outcome], Any] | None,
+    ) -> Response:
+        """The answer to *parsed*, from its first token on."""
+        call, request = self._call, parsed.request
+        handle, reception = call.receive(engine, request, budgets)
+        renderer = self._dialect.renderer(parsed, self._framing)
+        finish = call.finisher(request, handle, on_finish)
+        if self._is_resumable:
+            seconds = call.settings.resume_seconds
+            replay = self._recordings.record(
+                reception,
+                renderer,
+                identity=request.identity,
+                linger_seconds=seconds,
+                keep_seconds=seconds,
+                settings=call.settings,
+                on_close=finish,
+            )
+            if replay is not None:
+                return self._respond(replay, ReplayRenderer(renderer), _nothing, request)
+        return self._respond(reception, renderer, finish, request)
+
+    def rest(self, parsed: Parsed, identify: Callable[[], Any]) -> Response | None:
+        """
+        What follows the `Last-Event-ID` of a client that comes back; None where it is a
+        new one. 204 tells EventSource that there is no more (WHATWG HTML 9.2.3).
+
+        Raises:
+            UnknownStreamError: There is no such stream, or it is not its own.
+        """
+        id = EventId.of(self._call.headers.get("Last-Event-ID"))
+        if id is None or not self._is_resumable:
+            return None
+        replay = self._recordings.replay(id, identity=identify(), settings=self._call.settings)
+        if replay.is_at_end:
+            return Response(status=204, headers=self._headers_for(parsed.request))
+        renderer = ReplayRenderer(self._dialect.renderer(parsed, self._framing))
+        return self._respond(replay, renderer, _nothing, parsed.request)
+
+    def _respond(
+        self,
+        source: Reception | Replay,
+        renderer: EventRenderer,
+        on_close: Callable[[], None],
+        request: InferenceRequest,
+    ) -> Response:
+        call = self._call
+        body = StreamBody(source, renderer, call.connection, call.settings, on_close)
+        try:
+            body.open()
+        except BaseException:
+            body.close()
+            raise
+        call.unless_answered(body.close)
+        return Response(body, headers=self._headers_for(request), direct_passthrough=True)
+
+    def _headers_for(self, request: InferenceRequest) -> dict[str, str]:
+        # A view may have given the request an id of its own.
+        return {**self._headers, "X-Request-ID": request.request_id or self._call.request_id}
+
+
+def _nothing() -> None: ...

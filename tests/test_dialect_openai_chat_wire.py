@@ -113,6 +113,63 @@ class TestShapes:
             + DONE
         )
 
+    def test_usage_so_far_is_in_every_chunk_when_asked_for(self):
+        stream = render_stream(
+            make_renderer(
+                stream_options={"include_usage": True, "continuous_usage_stats": True}, n=2
+            ),
+            [Reasoning("Hm"), "Hi", Token(" you", choice=1), Finish("stop"), Usage(9, 5), "!"],
+            InferenceResponse(usage=Usage(9, 7)),
+        )
+
+        chunks = [json.loads(payload) for payload in read_sse(stream)[:-1]]
+        usages = [
+            (each["usage"]["prompt_tokens"], each["usage"]["completion_tokens"]) for each in chunks
+        ]
+        so_far = [(0, 0), (0, 0), (0, 1), (0, 2), (0, 3), (0, 3)]
+        # The rest is the engine's word: the second choice's end, and the usage chunk.
+        assert usages == [*so_far, (9, 7), (9, 7)]
+        assert chunks[-1]["choices"] == []
+        assert all(
+            each["usage"]["total_tokens"] == sum(usage)
+            for each, usage in zip(chunks, usages, strict=True)
+        )
+        assert all(ChatCompletionChunk.model_validate(each) for each in chunks)
+
+    def test_usage_so_far_counts_on_from_what_the_backend_reports(self):
+        renderer = make_renderer(
+            stream_options={"include_usage": True, "continuous_usage_stats": True}
+        )
+        renderer.render("a")
+        assert renderer.render(Usage(9, 0, 4, 0)) == b""
+
+        usage = json.loads(read_sse(renderer.render("b"))[0])["usage"]
+
+        assert usage["prompt_tokens_details"] == {"cached_tokens": 4}
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (9, 1)
+
+    def test_counting_changes_nothing_else(self):
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        renderer = make_renderer(NDJSON, stream_options=options)
+
+        assert renderer.heartbeat == b""
+        assert renderer.error(exceptions.EngineError("x")) == make_renderer(NDJSON).error(
+            exceptions.EngineError("x")
+        )
+        assert renderer.end(InferenceResponse(text="Hi")).endswith(b'{"done":true}\n')
+
+    @pytest.mark.parametrize(
+        ("asked", "told"),
+        [("flex", "flex"), ("default", "default"), ("auto", "default"), ("fast", "priority")],
+    )
+    def test_the_service_tier_is_in_every_chunk(self, asked, told):
+        renderer = make_renderer(service_tier=asked, metadata={"a": "b"})
+        stream = render_stream(renderer, ["Hi"], InferenceResponse())
+
+        for payload in read_sse(stream)[:-1]:
+            assert json.loads(payload)["service_tier"] == told
+            assert "metadata" not in json.loads(payload)
+
     def test_usage_is_zeros_where_nothing_was_counted(self):
         renderer = make_renderer(stream_options={"include_usage": True})
 
@@ -255,7 +312,12 @@ class TestShapes:
     def test_a_choice_that_was_not_asked_for_renders_as_nothing(self):
         renderer = make_renderer()
 
-        for item in (Token("b", choice=1), Finish("stop", choice=1), Reasoning("r", choice=1)):
+        for item in (
+            Token("b", choice=1),
+            Finish("stop", choice=1),
+            Reasoning("r", choice=1),
+            Refusal("r", choice=1),
+        ):
             assert renderer.render(item) == b""
 
     def test_an_empty_text_renders_as_nothing(self):
@@ -368,6 +430,16 @@ class TestDocument:
             '"prompt_tokens_details":{"cached_tokens":4},'
             '"completion_tokens_details":{"reasoning_tokens":0}}}'
         )
+
+    def test_tier_and_metadata_are_told_back(self):
+        parsed = parse(service_tier="auto", metadata={"a": "b"}, user="u1")
+
+        document = ChatCompletion.model_validate_json(DIALECT.document(parsed, InferenceResponse()))
+
+        assert document.service_tier == "default"
+        assert document.metadata == {"a": "b"}
+        silent = json.loads(DIALECT.document(parse(), InferenceResponse()))
+        assert not {"service_tier", "metadata"} & set(silent)
 
     def test_tool_calls_alone_have_null_content(self):
         calls = (ToolCall("call_1", "f", "{}"), ToolCall("", "g", ""))
@@ -582,6 +654,7 @@ items = st.one_of(
         choice=choices,
     ),
     st.builds(Reasoning, texts, choice=choices),
+    st.builds(Refusal, texts, choice=choices),
     st.builds(
         ToolCallDelta,
         st.integers(0, 2),
@@ -606,11 +679,15 @@ def text_until_finish(items, choice):
 
 
 @settings(deadline=None)  # a busy machine is no fault of the code
-@given(st.lists(items, max_size=12), st.booleans(), st.booleans())
-def test_any_items_make_a_stream_that_openais_types_accept(items, logprobs, include_usage):
-    renderer = make_renderer(
-        n=3, logprobs=logprobs, stream_options={"include_usage": include_usage}
-    )
+@given(
+    st.lists(items, max_size=12),
+    st.booleans(),
+    st.fixed_dictionaries(
+        {"include_usage": st.booleans(), "continuous_usage_stats": st.booleans()}
+    ),
+)
+def test_any_items_make_a_stream_that_openais_types_accept(items, logprobs, options):
+    renderer = make_renderer(n=3, logprobs=logprobs, stream_options=options)
 
     payloads = read_sse(render_stream(renderer, items, InferenceResponse()))
 
@@ -620,10 +697,10 @@ def test_any_items_make_a_stream_that_openais_types_accept(items, logprobs, incl
     assert {(each.id, each.created, each.model) for each in chunks} == {
         ("chatcmpl-1", 1700000000, "m")
     }
-    if include_usage:
+    if options["include_usage"]:
         assert chunks[-1].choices == []
         assert chunks.pop().usage is not None
-    assert all(each.usage is None for each in chunks)
+    assert {each.usage is not None for each in chunks} == {all(options.values())}
     for index in range(3):
         mine = [each.choices[0] for each in chunks if each.choices[0].index == index]
         assert mine[0].delta.role == "assistant"

@@ -3,23 +3,23 @@ OpenAI's chat completions: ``POST /v1/chat/completions``, streamed and whole.
 
 Fields that change the answer and that no backend is told of (penalties, `logit_bias`,
 audio, …) are refused unless they say what happens anyway; silence would be a wrong answer.
-Fields about cost, speed, storage or accounting (`store`, `service_tier`,
-`prompt_cache_key`, `prediction`, …) are ignored, and so is `parallel_tool_calls`: clients
-send it by default, and a model may follow it or not.
+Fields about cost, speed, storage or accounting (`store`, `prompt_cache_key`,
+`safety_identifier`, `prediction`, …) are ignored, and so is `parallel_tool_calls`: clients
+send it by default, and a model may follow it or not. `service_tier` and `metadata` are
+ignored as well, and echoed as OpenAI does.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
-from .._version import __version__
 from ..core.messages import Finish, Reasoning, Refusal, Token, ToolCallDelta
-from ..framing import FRAMINGS, NDJSON, TEXT
+from ..framing import FRAMINGS, TEXT
 from ..framing.text import TextRenderer
 from .answer_ids import CHAT, answer_id
 from .chat_messages import MessageBody, read_messages
@@ -27,7 +27,9 @@ from .decoding import decode, invalid
 from .encoding import encode
 from .extra_body import read_extra_body
 from .generation import GenerationBody, read_generation
+from .openai_chunks import ChunkRenderer, CountingRenderer, StreamOptions
 from .openai_objects import (
+    FINGERPRINT,
     call_id,
     error_object,
     logprobs_object,
@@ -37,7 +39,7 @@ from .openai_objects import (
 from .parsed import Parsed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ..core.messages import Choice, InferenceRequest, InferenceResponse, Item
     from ..exceptions import LLMStreamError
@@ -46,20 +48,14 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAIChatDialect", "ParsedChat"]
 
-# Changes whenever the same seed may give another text; the server's share of that.
-_FINGERPRINT = f"fp_flask_llmstream_{__version__}"
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-
 
 class _ChatBody(GenerationBody, kw_only=True):
     messages: Annotated[list[MessageBody], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     parallel_tool_calls: bool | None = None
     user: str | None = None
+    service_tier: str | None = None
     functions: Any = None
     function_call: Any = None
     presence_penalty: float | None = None
@@ -88,9 +84,20 @@ _decoder = msgspec.json.Decoder(_ChatBody)
 
 @dataclass(frozen=True, slots=True)
 class ParsedChat(Parsed):
-    """A chat body; `include_usage` asks for the usage chunk at the stream's end."""
+    """
+    A chat body, and what its answer has to say.
+
+    Args:
+        include_usage: The usage, in a chunk of its own at the stream's end.
+        continuous_usage: The usage so far, in every chunk.
+        service_tier: The tier that was asked for.
+        metadata: The client's own.
+    """
 
     include_usage: bool = False
+    continuous_usage: bool = False
+    service_tier: str | None = None
+    metadata: Mapping[str, Any] | None = None
 
 
 class OpenAIChatDialect:
@@ -128,34 +135,41 @@ class OpenAIChatDialect:
             request.max_tokens = chat.max_completion_tokens
         if chat.user is not None:
             request.metadata = {"user": chat.user, **request.metadata}
-        options = chat.stream_options
+        options = chat.stream_options or StreamOptions()
         return ParsedChat(
             request=request,
             stream=chat.stream,
-            include_usage=options is not None and bool(options.include_usage),
+            include_usage=options.shows_usage,
+            continuous_usage=options.shows_usage_so_far,
+            service_tier=chat.service_tier,
+            metadata=chat.metadata,
         )
 
     def renderer(self, parsed: Parsed, framing: Framing) -> EventRenderer:
         """Chunks as SSE or NDJSON, or the bare text of choice 0."""
         if framing == TEXT:
             return TextRenderer()
-        include_usage = isinstance(parsed, ParsedChat) and parsed.include_usage
-        return _ChunkRenderer(parsed.request, framing, int(self._clock()), include_usage)
+        chat = _as_chat(parsed)
+        renderer = _ChatRenderer(chat, framing, int(self._clock()))
+        return CountingRenderer(renderer) if chat.continuous_usage else renderer
 
     def document(self, parsed: Parsed, response: InferenceResponse) -> bytes:
         """A `chat.completion`."""
-        request = parsed.request
-        return encode(
-            {
-                "id": answer_id(request, CHAT),
-                "object": "chat.completion",
-                "created": int(self._clock()),
-                "model": request.model or response.model,
-                "system_fingerprint": _FINGERPRINT,
-                "choices": [_choice_object(choice, request) for choice in response.choices],
-                "usage": usage_object(response.usage),
-            }
-        )
+        chat = _as_chat(parsed)
+        request = chat.request
+        document = {
+            "id": answer_id(request, CHAT),
+            "object": "chat.completion",
+            "created": int(self._clock()),
+            "model": request.model or response.model,
+            "system_fingerprint": FINGERPRINT,
+            **_tier(chat),
+            "choices": [_choice_object(choice, request) for choice in response.choices],
+            "usage": usage_object(response.usage),
+        }
+        if chat.metadata is not None:
+            document["metadata"] = chat.metadata
+        return encode(document)
 
     def error_document(self, error: LLMStreamError) -> bytes:
         """OpenAI's error object, as the body of a 4xx or 5xx."""
@@ -166,6 +180,21 @@ def _refuse_deprecated(chat: _ChatBody) -> None:
     for field, replacement in _DEPRECATED.items():
         if getattr(chat, field) is not None:
             raise invalid(field, f"is deprecated; use `{replacement}`")
+
+
+def _as_chat(parsed: Parsed) -> ParsedChat:
+    """*parsed* also where it came from no body."""
+    return parsed if isinstance(parsed, ParsedChat) else ParsedChat(parsed.request, parsed.stream)
+
+
+# OpenAI names the tier that served; these two are only asked for.
+_TIERS_SERVED = {"auto": "default", "fast": "priority"}
+
+
+def _tier(chat: ParsedChat) -> dict[str, str]:
+    """The answer's `service_tier`, where the request has one."""
+    tier = chat.service_tier
+    return {} if tier is None else {"service_tier": _TIERS_SERVED.get(tier, tier)}
 
 
 def _choice_object(choice: Choice, request: InferenceRequest) -> dict[str, Any]:
@@ -189,43 +218,31 @@ def _choice_object(choice: Choice, request: InferenceRequest) -> dict[str, Any]:
     }
 
 
-class _ChunkRenderer:
-    """
-    `chat.completion.chunk` frames.
+class _ChatRenderer(ChunkRenderer):
+    """`chat.completion.chunk` frames."""
 
-    Everything around a token's text is built once, so that a token costs one escape and
-    one concatenation. What comes for a choice that is finished, or that was not asked
-    for, has no place on the wire and renders as nothing.
-    """
+    text_head = b'"delta":{"content":'
+    text_tail = b'},"logprobs":null,"finish_reason":null}'
+    no_content: ClassVar = {"delta": {}}
 
-    def __init__(
-        self, request: InferenceRequest, framing: Framing, created: int, include_usage: bool
-    ) -> None:
+    def __init__(self, parsed: ParsedChat, framing: Framing, created: int) -> None:
+        request = parsed.request
         envelope = {
             "id": answer_id(request, CHAT),
             "object": "chat.completion.chunk",
             "created": created,
             "model": request.model,
-            "system_fingerprint": _FINGERPRINT,
+            "system_fingerprint": FINGERPRINT,
+            **_tier(parsed),
         }
-        self.heartbeat = framing.heartbeat
-        self._framing = framing
+        super().__init__(envelope, framing, request.n, include_usage=parsed.include_usage)
         self._logprobs = request.logprobs
         self._top_logprobs = request.top_logprobs
-        self._include_usage = include_usage
-        self._head = framing.prefix + encode(envelope)[:-1] + b',"choices":['
-        self._tail = (b'],"usage":null}' if include_usage else b"]}") + framing.suffix
-        # Of the choices still open: what stands before a text.
-        self._text_heads = {
-            choice: self._head + b'{"index":%d,"delta":{"content":' % choice
-            for choice in range(request.n)
-        }
-        self._text_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
         self._called: set[tuple[int, int]] = set()
 
     def start(self) -> bytes:
         opening = {"role": "assistant", "content": ""}
-        return b"".join(self._chunk(choice, opening) for choice in self._text_heads)
+        return b"".join(self._delta(choice, opening) for choice in self._text_heads)
 
     def render(self, item: Item) -> bytes:
         if type(item) is str:
@@ -233,40 +250,32 @@ class _ChunkRenderer:
         if isinstance(item, str):
             return self._token(item)
         if isinstance(item, Reasoning):
-            return self._chunk(item.choice, {"reasoning_content": item.text}) if item.text else b""
+            return self._other_text(b"reasoning_content", item)
         if isinstance(item, ToolCallDelta):
             return self._tool_call(item)
         if isinstance(item, Refusal):
-            return self._chunk(item.choice, {"refusal": item.text}) if item.text else b""
+            return self._other_text(b"refusal", item)
         if isinstance(item, Finish):
             return self._finish(item.choice, item.reason)
         return b""  # usage is the end's to tell
 
-    def end(self, response: InferenceResponse) -> bytes:
-        reasons = {choice.index: choice.finish_reason for choice in response.choices}
-        frames = [
-            self._finish(choice, reasons.get(choice, "stop")) for choice in list(self._text_heads)
-        ]
-        if self._include_usage:
-            usage = encode(usage_object(response.usage))
-            frames.append(self._head + b'],"usage":' + usage + b"}" + self._framing.suffix)
-        done = b'{"done":true}' if self._framing == NDJSON else b"[DONE]"
-        frames.append(self._framing.frame(done))
-        return b"".join(frames)
+    def _delta(
+        self, choice: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        return self._chunk(choice, {"delta": delta}, logprobs=logprobs)
 
-    def error(self, error: LLMStreamError) -> bytes:
-        return self._framing.frame(encode(error_object(error)))
+    def _other_text(self, field: bytes, item: Reasoning | Refusal) -> bytes:
+        if not item.text or item.choice not in self._text_heads:
+            return b""
+        head = b'%b{"index":%d,"delta":{"%b":' % (self._head, item.choice, field)
+        return head + encode(item.text) + self._text_tail
 
     def _token(self, item: str) -> bytes:
         text = str.__str__(item)  # not str(): a subclass may have a __str__ of its own
         if self._logprobs and isinstance(item, Token) and item.logprob is not None:
             logprobs = logprobs_object([item], self._top_logprobs)
-            return self._chunk(item.choice, {"content": text}, logprobs)
+            return self._delta(item.choice, {"content": text}, logprobs)
         return self._text(text, getattr(item, "choice", 0))
-
-    def _text(self, text: str, choice: int) -> bytes:
-        head = self._text_heads.get(choice)
-        return head + encode(text) + self._text_tail if text and head else b""
 
     def _tool_call(self, item: ToolCallDelta) -> bytes:
         function = {"arguments": item.arguments}
@@ -283,26 +292,4 @@ class _ChunkRenderer:
             }
         elif not item.arguments:
             return b""
-        return self._chunk(item.choice, {"tool_calls": [call]})
-
-    def _finish(self, choice: int, reason: str) -> bytes:
-        frame = self._chunk(choice, {}, finish_reason=reason)
-        self._text_heads.pop(choice, None)
-        return frame
-
-    def _chunk(
-        self,
-        choice: int,
-        delta: dict[str, Any],
-        logprobs: dict[str, Any] | None = None,
-        finish_reason: str | None = None,
-    ) -> bytes:
-        if choice not in self._text_heads:
-            return b""
-        fields = {
-            "index": choice,
-            "delta": delta,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-        }
-        return self._head + encode(fields) + self._tail
+        return self._delta(item.choice, {"tool_calls": [call]})

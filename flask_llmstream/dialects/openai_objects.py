@@ -5,6 +5,7 @@ from __future__ import annotations
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from .._version import __version__
 from ..core.messages import Usage
 from .encoding import encode
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..exceptions import LLMStreamError
 
 __all__ = [
+    "FINGERPRINT",
     "call_id",
     "error_object",
     "logprob_list",
@@ -24,6 +26,9 @@ __all__ = [
     "tool_call_object",
     "usage_object",
 ]
+
+# Changes whenever the same seed may give another text; the server's share of that.
+FINGERPRINT = f"fp_flask_llmstream_{__version__}"
 
 # The names that OpenAI and the servers that speak its protocol use. SDKs choose their
 # exception by the status; the type is for people and for gateways that rewrite statuses.

@@ -67,7 +67,7 @@ def test_every_sampling_field_reaches_the_request():
     parsed = parse(
         model="m",
         stream=True,
-        stream_options={"include_usage": True, "include_obfuscation": False},
+        stream_options={"include_usage": True, "include_obfuscation": True},
         max_tokens=5,
         temperature=0.5,
         top_p=0.9,
@@ -101,7 +101,7 @@ def test_null_is_the_same_as_absent():
         "model stream stream_options max_tokens max_completion_tokens temperature top_p top_k seed "
         "stop n logprobs top_logprobs tools tool_choice parallel_tool_calls response_format metadata "
         "user functions function_call presence_penalty frequency_penalty logit_bias modalities audio "
-        "web_search_options moderation reasoning_effort verbosity"
+        "web_search_options moderation reasoning_effort verbosity service_tier"
     )
 
     assert parse(**dict.fromkeys(names.split())) == parse()
@@ -115,6 +115,30 @@ def test_the_newer_token_limit_wins():
 def test_a_single_stop_string_is_a_list_of_one():
     assert list(request(stop="END").stop) == ["END"]
     assert list(request(stop=[]).stop) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "include_usage", "continuous_usage"),
+    [
+        ({}, False, False),
+        ({"include_usage": True}, True, False),
+        ({"include_usage": True, "continuous_usage_stats": True}, True, True),
+        ({"continuous_usage_stats": True}, False, False),
+        ({"include_usage": None, "continuous_usage_stats": None}, False, False),
+    ],
+)
+def test_stream_options(options, include_usage, continuous_usage):
+    parsed = parse(stream_options=options)
+
+    assert (parsed.include_usage, parsed.continuous_usage) == (include_usage, continuous_usage)
+
+
+def test_tier_and_metadata_are_kept_for_the_answer():
+    parsed = parse(service_tier="flex", metadata={"a": "b"})
+
+    assert (parsed.service_tier, parsed.metadata) == ("flex", {"a": "b"})
+    assert parsed.request.extra_body == {"service_tier": "flex"}
+    assert (parse().service_tier, parse().metadata) == (None, None)
 
 
 def test_fields_without_a_name_are_kept_for_backends_that_pass_them_on():
@@ -145,6 +169,7 @@ def test_what_the_sdks_send_back_of_our_own_answers_is_accepted():
         },
         {"role": "tool", "tool_call_id": "c1", "content": "sun"},
         {"role": "assistant", "content": "Sunny.", "tool_calls": None},
+        {"role": "assistant", "content": None, "refusal": "No."},
     ]
 
     chat = request(messages=messages).messages
@@ -155,6 +180,7 @@ def test_what_the_sdks_send_back_of_our_own_answers_is_accepted():
     assert chat[3] == Message("assistant", "", tool_calls=(ToolCall("c1", "f", '{"a":1}'),))
     assert chat[4] == Message("tool", "sun", tool_call_id="c1")
     assert chat[5] == Message("assistant", "Sunny.")
+    assert chat[6] == Message("assistant", "No.")
 
 
 def test_parts_that_are_not_text_are_kept_as_they_came():

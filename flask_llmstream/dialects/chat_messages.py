@@ -29,6 +29,7 @@ class MessageBody(msgspec.Struct, kw_only=True):
 
     role: str
     content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
@@ -94,16 +95,20 @@ def _read_message(body: MessageBody, param: str) -> Message:
     if body.function_call is not None:
         raise invalid(f"{param}.function_call", "is deprecated; use `tool_calls`")
     calls = body.tool_calls if body.role == "assistant" else None
-    if body.content is None and not calls:
+    content = body.content
+    if content is None and body.role == "assistant":
+        # What a client sends back of an answer that was refused.
+        content = body.refusal
+    if content is None and not calls:
         raise invalid(f"{param}.content", "is required where there are no `tool_calls`")
     if body.role == "tool" and body.tool_call_id is None:
         raise invalid(f"{param}.tool_call_id", "is required: which call does this answer?")
-    if isinstance(body.content, list):
-        for position, part in enumerate(body.content):
+    if isinstance(content, list):
+        for position, part in enumerate(content):
             _check_part(part, f"{param}.content[{position}]")
     return Message(
         role=body.role,
-        content=body.content if body.content is not None else "",
+        content=content if content is not None else "",
         tool_calls=tuple(
             ToolCall(call.id, call.function.name, call.function.arguments) for call in calls or ()
         ),

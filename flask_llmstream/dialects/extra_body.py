@@ -12,7 +12,7 @@ from .encoding import encode
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["check_extra_body", "read_extra_body"]
+__all__ = ["check_extra_body", "meaningful", "read_extra_body"]
 
 # What a client would notice if it were ignored → the values, besides null, under which
 # there is nothing left to honour.
@@ -36,13 +36,19 @@ def read_extra_body(body: bytes, own: Collection[str]) -> dict[str, Any]:
     The fields of *body*, a JSON object, that are not in *own*, but for null and what
     changes nothing.
     """
-    extra = {}
-    for name, raw in _decoder.decode(body).items():
-        if name not in own:
-            value = msgspec.json.decode(raw)
-            if value is not None and value not in _NOTICED.get(name, ()):
-                extra[name] = value
-    return extra
+    fields = _decoder.decode(body)
+    return meaningful(
+        {name: msgspec.json.decode(fields[name]) for name in fields if name not in own}
+    )
+
+
+def meaningful(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """*fields* but for null and what changes nothing."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and value not in _NOTICED.get(name, ())
+    }
 
 
 def check_extra_body(extra_body: Mapping[str, Any]) -> None:

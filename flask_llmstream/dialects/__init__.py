@@ -1,8 +1,19 @@
 """L1: JSON of the protocols that clients speak, to and from messages. Pure."""
 
+from .anthropic import AnthropicDialect
+from .anthropic_objects import anthropic_model, anthropic_model_list
 from .native import NativeDialect
 from .openai_chat import OpenAIChatDialect
 from .openai_objects import model_list, model_object
 from .parsed import Parsed
 
-__all__ = ["NativeDialect", "OpenAIChatDialect", "Parsed", "model_list", "model_object"]
+__all__ = [
+    "AnthropicDialect",
+    "NativeDialect",
+    "OpenAIChatDialect",
+    "Parsed",
+    "anthropic_model",
+    "anthropic_model_list",
+    "model_list",
+    "model_object",
+]

@@ -33,6 +33,7 @@ from .openai_objects import (
     call_id,
     error_object,
     logprobs_object,
+    tier_served,
     tool_call_object,
     usage_object,
 )
@@ -187,14 +188,10 @@ def _as_chat(parsed: Parsed) -> ParsedChat:
     return parsed if isinstance(parsed, ParsedChat) else ParsedChat(parsed.request, parsed.stream)
 
 
-# OpenAI names the tier that served; these two are only asked for.
-_TIERS_SERVED = {"auto": "default", "fast": "priority"}
-
-
 def _tier(chat: ParsedChat) -> dict[str, str]:
     """The answer's `service_tier`, where the request has one."""
     tier = chat.service_tier
-    return {} if tier is None else {"service_tier": _TIERS_SERVED.get(tier, tier)}
+    return {} if tier is None else {"service_tier": tier_served(tier)}
 
 
 def _choice_object(choice: Choice, request: InferenceRequest) -> dict[str, Any]:

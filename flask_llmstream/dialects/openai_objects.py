@@ -23,6 +23,7 @@ __all__ = [
     "logprobs_object",
     "model_list",
     "model_object",
+    "tier_served",
     "tool_call_object",
     "usage_object",
 ]
@@ -43,6 +44,9 @@ _ERROR_TYPES = {
 _LOWEST_LOGPROB = -9999.0
 
 _OWNER = "flask_llmstream"
+
+# OpenAI names the tier that served; these two are only asked for.
+_TIERS_SERVED = {"auto": "default", "fast": "priority"}
 
 
 def error_object(error: LLMStreamError) -> dict[str, Any]:
@@ -115,6 +119,11 @@ def tool_call_object(call: ToolCall) -> dict[str, Any]:
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments},
     }
+
+
+def tier_served(tier: str) -> str:
+    """What an answer calls the `service_tier` that its request asked for."""
+    return _TIERS_SERVED.get(tier, tier)
 
 
 def call_id() -> str:

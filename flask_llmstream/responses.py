@@ -181,8 +181,8 @@ class StreamBody:
         self._connection = connection
         self._on_close = on_close
         self._render = renderer.render
-        self._heartbeat = renderer.heartbeat
-        self._heartbeat_seconds = (settings.heartbeat_seconds if renderer.heartbeat else 0) or inf
+        self._has_heartbeat = bool(renderer.heartbeat)
+        self._heartbeat_seconds = (settings.heartbeat_seconds if self._has_heartbeat else 0) or inf
         self._coalesce_seconds = settings.coalesce_seconds
         self._stall_seconds = settings.slow_reader_seconds
         self._heartbeat_at = monotonic() + self._heartbeat_seconds
@@ -256,7 +256,8 @@ class StreamBody:
             outcome = reception.outcome
             if outcome is not None:
                 frames.append(self._end(outcome))
-            elif not batch:
+            elif not any(frames):
+                # Nothing came, or nothing that this dialect shows.
                 frames.append(self._keep_alive())
         except Exception as exc:
             error = unrenderable(exc)
@@ -270,7 +271,7 @@ class StreamBody:
             return b""
         if self._is_probed or monotonic() >= self._heartbeat_at:
             self._is_probed = False
-            return self._heartbeat
+            return self._renderer.heartbeat
         return b""
 
     def _end(self, outcome: InferenceResponse | LLMStreamError) -> bytes:
@@ -314,7 +315,7 @@ class StreamBody:
 
     def _on_hangup(self, is_gone: bool) -> None:
         """The watcher's call. A FIN may be a half-close, which only a write can tell."""
-        if not is_gone and self._is_open and self._heartbeat:
+        if not is_gone and self._is_open and self._has_heartbeat:
             self._is_probed = True
             self._reception.channel.wake()
         else:

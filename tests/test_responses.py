@@ -235,6 +235,43 @@ def test_it_does_not_beat_while_tokens_come():
     assert text_of(next(stream.body)) == "b"
 
 
+class HiddenStream(Stream):
+    """In a dialect that shows nothing of what comes, while there is always more to come."""
+
+    def __init__(self, **settings):
+        super().__init__(render=self.render, **settings)
+        self.was_rendered = Signal()
+        self.until = monotonic() + 10
+        self.send("thinking")
+        self.body.open()
+
+    def render(self, item):
+        self.was_rendered.set()
+        assert monotonic() < self.until
+        self.send(item)
+        return b""
+
+
+def test_it_beats_while_nothing_that_comes_is_shown():
+    assert next(HiddenStream(heartbeat_seconds=0.01).body) == PING
+
+
+def test_it_probes_while_nothing_that_comes_is_shown():
+    stream = HiddenStream(heartbeat_seconds=60)
+    reading = Background(lambda: next(stream.body))
+    stream.was_rendered.wait()
+    stream.connection.hang_up(is_gone=False)
+    assert reading.result() == PING
+
+
+def test_a_beat_that_is_an_event_shows_how_far_it_is():
+    stream = Stream(framing=NDJSON, heartbeat_seconds=0.01)
+    stream.send("Hi")
+    stream.body.open()
+    next(stream.body)
+    assert next(stream.body) == b'{"id":"r","token":"","index":1,"done":false}\n'
+
+
 def test_plain_text_has_no_heartbeat():
     stream = Stream(framing=TEXT, heartbeat_seconds=0.01, first=0.1)
     with pytest.raises(FirstTokenTimeoutError):

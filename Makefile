@@ -22,9 +22,10 @@ PYTEST ?= pytest
 # Two makes at once take turns in .venv, where the system has a flock.
 TURN := $(if $(shell command -v flock),flock Makefile)
 INSTALL = @$(TURN) $(MAKE) --silent .venv/installed-
-# Without npm there are no tests of the clients for Node.
+# Clients that do not fit into .venv. Without npm those for Node are not tested.
 NODE := tests/clients/node
-INSTALL_NODE = $(if $(shell command -v npm),@$(TURN) $(MAKE) --silent $(NODE)/node_modules/.package-lock.json)
+CLIENTS := .venv/litellm/installed $(if $(shell command -v npm),$(NODE)/node_modules/.package-lock.json)
+INSTALL_CLIENTS = @$(TURN) $(MAKE) --silent $(CLIENTS)
 CORE := flask_llmstream/core/*,flask_llmstream/framing/*,flask_llmstream/dialects/*
 
 .PHONY: serve test coverage lint types clean preflight
@@ -42,7 +43,7 @@ serve:
 
 test: preflight
 	$(INSTALL)test,lint
-	$(INSTALL_NODE)
+	$(INSTALL_CLIENTS)
 	$(RUN) $(PYTEST) $(ARGS)
 
 coverage: preflight
@@ -74,6 +75,13 @@ preflight:
 	echo "Installing what it takes to $* into .venv"
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install --quiet --disable-pip-version-check -e ".[$*]"
+	touch $@
+
+# LiteLLM wants another openai than the rest.
+.venv/litellm/installed: tests/clients/litellm.txt
+	echo "Installing LiteLLM into $(@D)"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 # npm writes this file last.

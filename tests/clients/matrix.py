@@ -1,0 +1,73 @@
+"""
+Prints which client reads what, as a Markdown table: ``python tests/clients/matrix.py``.
+
+Arguments are pytest's (``-k node``). Exits as it does.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+PASSED, FAILED, SKIPPED, NONE = "✓", "✗", "skipped", ""
+
+
+class Matrix:
+    """A plugin that remembers the outcome of each reader and scenario."""
+
+    def __init__(self):
+        self._places = {}
+        self._cells = {}
+        self._untold = {}
+        self._scenarios = []
+
+    def pytest_collection_modifyitems(self, items):
+        from clients.scenarios import SCENARIOS
+
+        self._scenarios = [scenario.name for scenario in SCENARIOS]
+        for item in items:
+            parameters = getattr(item, "callspec", None) and item.callspec.params
+            if parameters and "reader" in parameters:
+                reader = parameters["reader"]
+                self._places[item.nodeid] = (reader.name, parameters["scenario"].name)
+                self._untold[reader.name] = reader.untold | reader.dialect.untold
+
+    def pytest_runtest_logreport(self, report):
+        place = self._places.get(report.nodeid)
+        if place is None:
+            return
+        if report.failed:
+            self._cells[place] = FAILED
+        elif report.skipped:
+            self._cells[place] = SKIPPED
+        else:
+            self._cells.setdefault(place, PASSED)
+
+    def lines(self):
+        """The table; a client's row is empty where the scenario is not for it."""
+        scenarios = [name for name in self._scenarios if any(name == at[1] for at in self._cells)]
+        yield self._row("client", [*scenarios, "cannot tell"])
+        yield self._row("---", ["---"] * (len(scenarios) + 1))
+        for reader, untold in self._untold.items():
+            cells = [self._cells.get((reader, scenario), NONE) for scenario in scenarios]
+            yield self._row(reader, [*cells, ", ".join(sorted(untold))])
+
+    @staticmethod
+    def _row(head, cells):
+        return f"| {' | '.join([head, *cells])} |"
+
+
+def main(arguments):
+    matrix = Matrix()
+    here = str(Path(__file__).parent)
+    with redirect_stdout(sys.stderr):
+        status = pytest.main([here, "-q", *arguments], plugins=[matrix])
+    print("\n".join(matrix.lines()))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

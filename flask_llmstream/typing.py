@@ -54,6 +54,9 @@ class Backend(Protocol):
     feature outside the set is refused with 400 before it is queued. Without the
     attribute the backend is trusted with what its output shows (tools, n, logprobs: the
     engine checks), and refused what it would not (JSON formats, images).
+
+    An optional method ``count_tokens(request) -> int`` tells how many tokens the prompt of
+    *request* has, before anything is generated. It is called on a worker, as `generate` is.
     """
 
     def generate(

@@ -337,6 +337,49 @@ def test_who_is_added_while_another_one_is_counts_too():
     assert balanced.supports == {"n"}
 
 
+def counting(tokens, *fails):
+    fails = list(fails)
+
+    def count_tokens(request):
+        if fails:
+            raise fails.pop(0)
+        return tokens
+
+    return FakeBackend("a", count_tokens=count_tokens)
+
+
+def test_it_counts_tokens_where_one_can():
+    balanced = BalancedBackend([FakeBackend("a"), counting(7)])
+    assert balanced.count_tokens(request()) == 7
+    assert not hasattr(BalancedBackend([FakeBackend("a")]), "count_tokens")
+
+
+def test_who_fails_to_count_leaves_it_to_the_next_one():
+    balanced = BalancedBackend([counting(0, UpstreamError("Down.")), counting(7)])
+    assert balanced.count_tokens(request()) == 7
+    assert failures(balanced) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("errors", "raised"),
+    [
+        ((InvalidRequestError("No."), None), "No."),
+        ((UpstreamError("Down."), UpstreamError("Down, too.")), "Down, too."),
+    ],
+    ids=["the request's own fault", "all fail"],
+)
+def test_what_nobody_can_count_is_an_error(errors, raised):
+    balanced = BalancedBackend([counting(0, error) for error in errors])
+    with pytest.raises(type(errors[0]), match=raised):
+        balanced.count_tokens(request())
+
+
+def test_a_count_that_is_cancelled_is_not_tried_again():
+    balanced = BalancedBackend([counting(0, UpstreamError("Down.")), counting(7)])
+    with pytest.raises(UpstreamError):
+        balanced.count_tokens(request(control=Run(is_over=True)))
+
+
 def test_what_is_added_counts_at_once_and_what_is_removed_no_more():
     first, second = FakeBackend("a", supports={"n"}, max_concurrency=1), FakeBackend("b")
     balanced = BalancedBackend([first])

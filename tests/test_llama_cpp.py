@@ -288,6 +288,30 @@ def test_tools_that_must_not_be_called_are_not_mentioned(smollm2):
     assert silent.usage.prompt_tokens == ask(smollm2).usage.prompt_tokens
 
 
+# Counting
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "Count me."},
+        {"messages": [Message("system", "Be brief."), Message("user", "Hi, " * 40)]},
+        {"tools": [WEATHER, ADD]},
+        {"tools": [WEATHER], "tool_choice": "required", "n": 2},
+    ],
+    ids=["a prompt", "a chat", "tools", "a tool that must be called"],
+)
+def test_a_prompt_is_counted_as_the_model_reads_it(smollm2, fields):
+    fields = {"prompt": PROMPT} | fields
+    counted = smollm2.count_tokens(InferenceRequest(**fields))
+    assert counted == ask(smollm2, max_tokens=1, **fields).usage.prompt_tokens
+
+
+def test_a_prompt_over_the_context_is_counted_all_the_same(smollm2):
+    counted = smollm2.count_tokens(InferenceRequest(prompt="word " * 2000))
+    assert 2000 < counted < 2100
+
+
 # What it refuses
 
 

@@ -178,6 +178,32 @@ class LlamaCppBackend:
             request_id=request.request_id, model=request.model, usage=reader.usage
         )
 
+    def count_tokens(self, request: InferenceRequest) -> int:
+        """
+        How many tokens *request*'s prompt has, chat template and tools included; also one
+        that is too long for the context.
+
+        llama.cpp tells in a slot only, so this waits where all of them are taken, and as
+        `generate` it cannot be cancelled while it does. In a slot it takes milliseconds.
+
+        Raises:
+            ConfigurationError: See `load`.
+            EngineClosedError: `close` was called.
+        """
+        body = {**chat_body(request, Toolbox.of(request)), "n": 1}
+        totals: list[int] = []
+
+        def on_chunk(chunk: Mapping[str, Any]) -> bool:
+            # The first one, which comes before the prompt is looked at.
+            totals.append(chunk["prompt_progress"]["total"])
+            return False
+
+        try:
+            self._get_loaded().chat(body, on_chunk)
+        except _PromptTooLongError as error:
+            return error.prompt_tokens
+        return totals[0]
+
     def _get_loaded(self) -> _LoadedModel:
         loaded = self._loaded
         if loaded is not None:
@@ -243,6 +269,11 @@ class LlamaCppBackend:
             self._unload = None
 
 
+class _PromptTooLongError(InvalidRequestError):
+    code = "context_length_exceeded"
+    prompt_tokens = 0
+
+
 class _LoadedModel:
     """llama.cpp's server with a model in it, and the runs under way. Belongs to a process."""
 
@@ -301,12 +332,12 @@ class _LoadedModel:
 
     def _as_error(self, error: Mapping[str, Any]) -> Exception:
         if error.get("type") == "exceed_context_size_error":
-            too_long = InvalidRequestError(
+            too_long = _PromptTooLongError(
                 f"The prompt has {error['n_prompt_tokens']} tokens; the model's context holds "
                 f"{error['n_ctx']}, the answer included. Shorten the prompt.",
                 param="messages",
             )
-            too_long.code = "context_length_exceeded"
+            too_long.prompt_tokens = error["n_prompt_tokens"]
             return too_long
         message = str(error.get("message", ""))
         if error.get("code") == 400:

@@ -97,6 +97,7 @@ class BalancedBackend:
             no limit.
         generate_batch: There where all of them have it.
         submit: There where they are callback backends.
+        count_tokens: There where one of them has it.
 
     Raises:
         ConfigurationError: *backends* is empty or mixed.
@@ -110,6 +111,7 @@ class BalancedBackend:
     max_concurrency: int
     generate_batch: Callable[[Sequence[InferenceRequest]], Sequence[InferenceResponse]]
     submit: Callable[[InferenceRequest, Emit], Callable[[], Any]]
+    count_tokens: Callable[[InferenceRequest], int]
 
     def __init__(
         self,
@@ -171,9 +173,12 @@ class BalancedBackend:
             offers["submit"] = self._submit
         elif all(member.takes_batches for member in members):
             offers["generate_batch"] = self._generate_batch
+        if self._counters():
+            offers["count_tokens"] = self._count_tokens
         # What stays is never away, not for a moment: workers look at it.
         self.__dict__.update(offers)
-        for name in {"supports", "max_concurrency", "generate_batch"} - offers.keys():
+        optional = {"supports", "max_concurrency", "generate_batch", "count_tokens"}
+        for name in optional - offers.keys():
             self.__dict__.pop(name, None)
         if members is not self._rotation.members:
             self._advertise()  # Another thread changed them, and may have been overtaken.
@@ -328,6 +333,22 @@ class BalancedBackend:
             return True
         attempt.close()
         return False
+
+    # Counting, which is nobody's turn: all of them have the same model.
+
+    def _counters(self) -> list[Callable[[InferenceRequest], int]]:
+        found = (getattr(backend, "count_tokens", None) for backend in self.backends)
+        return [count for count in found if callable(count)]
+
+    def _count_tokens(self, request: InferenceRequest) -> int:
+        *others, last = self._counters()
+        for count in others:
+            try:
+                return count(request)
+            except Exception as error:
+                if request.cancelled or not _is_its_fault(error):
+                    raise
+        return last(request)
 
     # A callback backend's part.
 

@@ -1,5 +1,6 @@
 """L1: JSON of the protocols that clients speak, to and from messages. Pure."""
 
+from .ai_sdk import AISDKDialect
 from .anthropic import AnthropicDialect
 from .anthropic_objects import anthropic_model, anthropic_model_list
 from .native import NativeDialect
@@ -8,6 +9,7 @@ from .openai_objects import model_list, model_object
 from .parsed import Parsed
 
 __all__ = [
+    "AISDKDialect",
     "AnthropicDialect",
     "NativeDialect",
     "OpenAIChatDialect",

@@ -6,6 +6,7 @@ from .anthropic_objects import anthropic_model, anthropic_model_list
 from .native import NativeDialect
 from .openai_chat import OpenAIChatDialect
 from .openai_objects import model_list, model_object
+from .openai_responses import OpenAIResponsesDialect
 from .parsed import Parsed
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "AnthropicDialect",
     "NativeDialect",
     "OpenAIChatDialect",
+    "OpenAIResponsesDialect",
     "Parsed",
     "anthropic_model",
     "anthropic_model_list",

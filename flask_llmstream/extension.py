@@ -219,6 +219,30 @@ class LLMStream:
 
         return openai_blueprint(self, name=name, models=models, settings=settings)
 
+    def ai_sdk_blueprint(
+        self, *, name: str = "ai_sdk", models: Iterable[str] | None = None, **settings: Any
+    ) -> Blueprint:
+        """
+        The Vercel AI SDK's UI message stream, for pages with `useChat`: under ``/api/ai``
+        unless registered elsewhere.
+
+        The prefix itself is the route: ``new DefaultChatTransport({api: "/api/ai"})``. With
+        ``url_prefix="/api/chat"`` a page needs no transport at all: that is where `useChat`
+        posts by default (and where Ollama's clients do). `TextStreamChatTransport` needs
+        ``headers: {Accept: "text/plain"}``.
+
+        Args:
+            name: Of the blueprint; each one registered on an app needs its own.
+            models: Which models it offers; None is all.
+            settings: Put over the app's, by their names in lower case.
+
+        Raises:
+            ConfigurationError: There is no such setting, or its value is wrong.
+        """
+        from .blueprints.ai_sdk import ai_sdk_blueprint
+
+        return ai_sdk_blueprint(self, name=name, models=models, settings=settings)
+
     def ops_blueprint(self, *, name: str = "llmstream_ops") -> Blueprint:
         """``/healthz`` and ``/readyz``."""
         from .blueprints.ops import ops_blueprint

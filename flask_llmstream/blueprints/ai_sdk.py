@@ -1,0 +1,61 @@
+"""The Vercel AI SDK's route: what `useChat` posts to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask import Response
+
+from ..dialects import AISDKDialect
+from ..framing import SSE
+from .routes import Routes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from flask import Blueprint
+
+    from ..extension import LLMStream
+
+__all__ = ["ai_sdk_blueprint"]
+
+STREAM_HEADER = "X-Vercel-AI-UI-Message-Stream"
+
+
+def ai_sdk_blueprint(
+    llm: LLMStream,
+    *,
+    name: str,
+    models: Iterable[str] | None,
+    settings: Mapping[str, Any],
+) -> Blueprint:
+    """See `LLMStream.ai_sdk_blueprint`."""
+    chat = AISDKDialect()
+    routes = Routes(
+        llm,
+        name=name,
+        url_prefix="/api/ai",
+        error_document=chat.error_document,
+        models=models,
+        settings=settings,
+    )
+
+    @routes.blueprint.post("")
+    def answer() -> Response:
+        response = routes.answer(chat)
+        if response.content_type == SSE.content_type:
+            response.headers[STREAM_HEADER] = "v1"
+        return response
+
+    @routes.blueprint.get("/<path:chat_id>/stream")
+    def resume(chat_id: str) -> Response:  # noqa: ARG001
+        """
+        What a page with ``resume: true`` asks when it is loaded.
+
+        No chat's answer can be picked up here: 204 says so, and to anything else the page
+        shows an error.
+        """
+        call = routes.begin()
+        return Response(status=204, headers={"X-Request-ID": call.request_id})
+
+    return routes.blueprint

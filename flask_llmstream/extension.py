@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context
 
-from .answering import Answer, complete
+from .answering import Answer, complete, count
 from .backends.function import FunctionBackend
 from .call import Call
 from .config import Settings
@@ -29,10 +29,10 @@ from .exceptions import (
     UnknownModelError,
 )
 from .framing import negotiate
-from .gunicorn import ShutdownWatch
 from .policy import check_features, check_limits, check_request_id, check_types, unknown_model
 from .recording import Recordings
 from .registry import AppEngines, ModelRegistry
+from .shutdown import ShutdownWatch
 from .stores import MemoryStore
 from .tokens import TokenIterator
 
@@ -110,9 +110,7 @@ class LLMStream:
         self._states[app] = _AppState(
             engines,
             Recordings(self._store or MemoryStore(max_bytes=settings.resume_bytes)),
-            ShutdownWatch(
-                lambda: tuple(engines.by_model.values()), settings.shutdown_grace_seconds
-            ),
+            ShutdownWatch(engines.all, settings.shutdown_grace_seconds),
         )
         # A test suite makes an app a test: their threads must not pile up.
         weakref.finalize(app, engines.let_go).atexit = False
@@ -242,6 +240,47 @@ class LLMStream:
         from .blueprints.ai_sdk import ai_sdk_blueprint
 
         return ai_sdk_blueprint(self, name=name, models=models, settings=settings)
+
+    def ollama_blueprint(
+        self, *, name: str = "ollama", models: Iterable[str] | None = None, **settings: Any
+    ) -> Blueprint:
+        """
+        Ollama's chat, generate and models, under ``/api`` unless registered elsewhere.
+
+        Ollama's clients take the address before ``/api`` for their host, and have
+        ``/api`` built in.
+
+        Args:
+            name: Of the blueprint; each one registered on an app needs its own.
+            models: Which models it offers; None is all.
+            settings: Put over the app's, by their names in lower case.
+
+        Raises:
+            ConfigurationError: There is no such setting, or its value is wrong.
+        """
+        from .blueprints.ollama import ollama_blueprint
+
+        return ollama_blueprint(self, name=name, models=models, settings=settings)
+
+    def anthropic_blueprint(
+        self, *, name: str = "anthropic", models: Iterable[str] | None = None, **settings: Any
+    ) -> Blueprint:
+        """
+        Anthropic's messages and their token counts, under ``/v1`` unless registered
+        elsewhere; beside the OpenAI blueprint, whose models have Anthropic's form for
+        Anthropic's clients.
+
+        Args:
+            name: Of the blueprint; each one registered on an app needs its own.
+            models: Which models it offers; None is all.
+            settings: Put over the app's, by their names in lower case.
+
+        Raises:
+            ConfigurationError: There is no such setting, or its value is wrong.
+        """
+        from .blueprints.anthropic import anthropic_blueprint
+
+        return anthropic_blueprint(self, name=name, models=models, settings=settings)
 
     def ops_blueprint(self, *, name: str = "llmstream_ops") -> Blueprint:
         """``/healthz`` and ``/readyz``."""
@@ -415,6 +454,30 @@ class LLMStream:
         request, engine = self.admit(call, parsed.request, models=models)
         respond = answer.stream if framing.streams else answer.document
         return respond(replace(parsed, request=request), engine, budgets, on_finish)
+
+    def count_tokens(
+        self, call: Call, request: InferenceRequest, *, models: Iterable[str] | None = None
+    ) -> int:
+        """
+        How many tokens the prompt of *request* has, as the app's functions complete it.
+
+        Args:
+            call: Who asks.
+            request: Stays as it is.
+            models: Which the route offers; None is all.
+
+        Raises:
+            LLMStreamError: As `admit`; 400 where the model's backend does not count.
+        """
+        budgets = call.budgets(streams=False)
+        request, engine = self.admit(call, request, models=models)
+        if not callable(getattr(engine.backend_for(request.model), "count_tokens", None)):
+            raise InvalidRequestError(
+                f"The model {request.model!r} does not count tokens.", param="model"
+            )
+        engines = self._state(call.app).engines
+        counter = self._registry.counter_of(request.model, engine, engines)
+        return count(call, request, counter, budgets)
 
     # Looking.
 

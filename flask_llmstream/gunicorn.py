@@ -1,98 +1,68 @@
-"""Saying goodbye: a worker that is told to go ends its streams before it is cut off."""
+"""
+A gunicorn worker for many streams: ``gunicorn -k flask_llmstream.gunicorn.StreamingGeventWorker``.
+
+It is gunicorn's gevent worker. The one difference: while a stream of this package flows, its
+tokens are written from the hub, all ready streams in a row, instead of switching into a
+greenlet for each. Everything else, the last chunk, the access log, keep-alive, is gunicorn's.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-from functools import partial
-from time import monotonic
+import logging
 from typing import TYPE_CHECKING, Any
 
-from .core import runtime
-from .exceptions import ServerShutdownError
+from gunicorn.workers.ggevent import GeventWorker
+
+from .hub_writer import HubWriter
+from .responses import StreamBody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .typing import Engine
+__all__ = ["StreamingGeventWorker"]
 
-__all__ = ["ShutdownWatch"]
-
-_POLL_SECONDS = 0.2
-_LAST_WORDS_SECONDS = 1.0
-"""Kept of the grace for writing the last events, a quarter of it at the most."""
+_logger = logging.getLogger("flask_llmstream")
 
 
-class ShutdownWatch:
+class StreamingGeventWorker(GeventWorker):  # type: ignore[misc]
     """
-    Looks whether the gunicorn worker is going away: on SIGTERM, or at `max_requests`.
+    gunicorn's gevent worker, which lets the hub write this package's streams.
 
-    Shortly before the grace is over, what still runs ends with a terminal event instead
-    of a bare EOF. On SIGTERM the engines refuse new requests at once (503,
-    `server_shutdown`). Under another server it does nothing.
-
-    Args:
-        engines: Those of the app, asked when it matters.
-        grace_seconds: How long streams may go on; None is gunicorn's `graceful_timeout`.
-
-    Thread safety: `start` from any thread, any number of times.
+    It steps aside for TLS and HTTP/2, for bodies that a middleware wraps, and, with one
+    warning, for a gunicorn whose inside is not what it was tested with.
     """
 
-    def __init__(
-        self, engines: Callable[[], Iterable[Engine]], grace_seconds: float | None = None
-    ) -> None:
-        self._engines = engines
-        self._grace_seconds = grace_seconds
-        self._pid = 0
+    wsgi: Any
 
-    def start(self) -> None:
-        """Begin to look, once a process: threads do not survive a fork."""
-        pid = os.getpid()
-        if self._pid == pid:
-            return
-        self._pid = pid
-        worker = _gunicorn_worker()
-        if worker is not None:
-            self._poll(worker)
-
-    def _poll(self, worker: Any) -> None:
-        # The one poll of the process: gunicorn has no hook that a worker of every class
-        # calls when it is told to go.
-        if worker.alive:
-            runtime.clock.call_at(monotonic() + _POLL_SECONDS, partial(self._poll, worker))
-            return
-        grace = self._grace_seconds
-        if grace is None:
-            grace = float(worker.cfg.graceful_timeout)
-        if worker.nr < worker.max_requests:
-            self._refuse_all()
-        elif _has_no_limit_for_its_last_request(worker):
-            return
-        # Else what it has accepted is served: the request that made it `max_requests` has
-        # only just begun, and there is no other worker before this one is gone.
-        last_words_at = monotonic() + grace - min(_LAST_WORDS_SECONDS, grace / 4)
-        runtime.clock.call_at(last_words_at, self._end_all)
-
-    def _refuse_all(self) -> None:
-        for engine in self._engines():
-            engine.refuse(_shutting_down())
-
-    def _end_all(self) -> None:
-        self._refuse_all()
-        for engine in self._engines():
-            engine.end_all(_shutting_down())
+    def load_wsgi(self) -> None:
+        """Wrap the app outside of all its middleware."""
+        super().load_wsgi()
+        self.wsgi = _Outermost(self.wsgi)
 
 
-def _shutting_down() -> ServerShutdownError:
-    return ServerShutdownError("The server is shutting down.", retry_after=1)
+class _Outermost:
+    """The app, whose streams get a `HubWriter` on their way out."""
 
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self._app = app
+        self._has_warned = False
 
-def _gunicorn_worker() -> Any:
-    """The worker object of this process, which handles SIGTERM; None elsewhere."""
-    worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return worker if hasattr(worker, "alive") and hasattr(worker, "cfg") else None
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        body = self._app(environ, start_response)
+        if type(body) is StreamBody:
+            try:
+                body.writer = HubWriter.of(getattr(start_response, "__self__", None))
+            except AttributeError as error:
+                self._warn(error)
+        return body
 
-
-def _has_no_limit_for_its_last_request(worker: Any) -> bool:
-    """A sync worker at `max_requests` only leaves its loop; no grace is over it."""
-    return any(base.__module__ == "gunicorn.workers.sync" for base in type(worker).__mro__)
+    def _warn(self, error: AttributeError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "This gunicorn is not one that StreamingGeventWorker knows (%s); "
+                "streams are written as its gevent worker does.",
+                error,
+            )

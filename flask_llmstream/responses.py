@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .dialects import Parsed
     from .engines.handle import InferenceHandle
     from .hangup import Connection
+    from .hub_writer import HubWriter
     from .recording import Replay
     from .typing import Dialect, EventRenderer
 
@@ -115,9 +116,14 @@ class Reception:
         # Whoever ends the request in the same moment may not have told the handle yet.
         return self.handle.outcome or cast("LLMStreamError", self.channel.outcome)
 
+    @property
+    def due_at(self) -> float:
+        """When the next budget runs out, monotonic."""
+        return min(self._total_at, self._item_at)
+
     def receive(self, until: float = inf) -> list[Item]:
         """What there is; waits at most until *until*. Empty at the end, too."""
-        batch = self.channel.receive_batch(min(until, self._total_at, self._item_at))
+        batch = self.channel.receive_batch(min(until, self.due_at))
         if batch:
             self._has_item = True
             self._item_at = monotonic() + self.budgets.idle_seconds
@@ -165,6 +171,9 @@ class StreamBody:
         settings: `heartbeat_seconds`, `coalesce_seconds` and `slow_reader_seconds`.
         on_close: Called once, when the response is over, with the error that it had.
 
+    Attributes:
+        writer: Of a server that lets the hub write; set before the first iteration.
+
     Thread safety: iteration and `close` from the server's greenlet or thread.
     """
 
@@ -180,6 +189,7 @@ class StreamBody:
         self._renderer = renderer
         self._connection = connection
         self._on_close = on_close
+        self.writer: HubWriter | None = None
         self._render = renderer.render
         self._has_heartbeat = bool(renderer.heartbeat)
         self._heartbeat_seconds = (settings.heartbeat_seconds if self._has_heartbeat else 0) or inf
@@ -188,6 +198,7 @@ class StreamBody:
         self._heartbeat_at = monotonic() + self._heartbeat_seconds
         self._pending: list[Item] = []
         self._is_open = False
+        self._has_begun = False  # The server has something, and with it the headers.
         self._is_probed = False
         self._is_ended = False
         self._is_closed = False
@@ -229,6 +240,7 @@ class StreamBody:
             if data:
                 self._heartbeat_at = monotonic() + self._heartbeat_seconds
                 self._writing_since = monotonic()
+                self._has_begun = True
                 return data
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -242,16 +254,13 @@ class StreamBody:
     def _next_frames(self) -> bytes:
         reception = self._reception
         frames = []
-        if self._is_open:
-            batch = reception.receive(self._heartbeat_at)
-            if batch and self._coalesce_seconds and not reception.channel.closed:
-                runtime.sleep(self._coalesce_seconds)
-                batch += reception.receive(0)
-        else:
-            self._is_open = True
-            frames.append(self._renderer.start())
-            batch, self._pending = self._pending, []
         try:
+            if self._is_open:
+                batch = self._receive()
+            else:
+                self._is_open = True
+                frames.append(self._renderer.start())
+                batch, self._pending = self._pending, []
             frames += map(self._render, batch)
             outcome = reception.outcome
             if outcome is not None:
@@ -259,11 +268,37 @@ class StreamBody:
             elif not any(frames):
                 # Nothing came, or nothing that this dialect shows.
                 frames.append(self._keep_alive())
+        except OSError:
+            raise  # Of the hub's write: the client is gone.
         except Exception as exc:
             error = unrenderable(exc)
             reception.leave(error)
             frames.append(self._end(error))
         return b"".join(frames)
+
+    def _receive(self) -> list[Item]:
+        reception = self._reception
+        if self._coalesce_seconds:
+            batch = reception.receive(self._heartbeat_at)
+            if batch and not reception.channel.closed:
+                runtime.sleep(self._coalesce_seconds)
+                batch += reception.receive(0)
+            return batch
+        if self.writer is not None and self._has_begun:
+            self._let_hub_write(self.writer)
+        return reception.receive(self._heartbeat_at)
+
+    def _let_hub_write(self, writer: HubWriter) -> None:
+        """Sleep while the hub writes. Afterwards there is something for this greenlet."""
+        while True:
+            writer.run(self._reception, self._render, self._heartbeat_seconds)
+            self._heartbeat_at = writer.written_at + self._heartbeat_seconds
+            if not writer.has_unsent:
+                return
+            # The client reads too slowly for the hub to wait.
+            self._writing_since = monotonic()
+            writer.flush()
+            self._writing_since = inf
 
     def _keep_alive(self) -> bytes:
         if self._connection.is_gone:

@@ -33,13 +33,14 @@ LAYERS = (
         "errors",
         "handler",
         "hangup",
+        "hub_writer",
         "policy",
         "recording",
         "registry",
         "responses",
         "tokens",
     },
-    {"blueprints", "chat", "cli", "extension", "gunicorn"},
+    {"blueprints", "chat", "cli", "extension", "gunicorn", "shutdown"},
     {"", "__main__", "testing"},
 )
 

@@ -12,7 +12,7 @@ from . import runtime
 
 if TYPE_CHECKING:
     from .messages import InferenceResponse, Item
-    from .runtime import Parker
+    from .runtime import HubTask, Parker
 
 __all__ = ["Channel"]
 
@@ -97,7 +97,7 @@ class Channel:
         self._full_since = inf  # The producer's alone.
         self._consumer: Parker | None = None
         self._producer: Parker | None = None
-        self._waiting: Parker | None = None  # Published by the consumer.
+        self._waiting: Parker | HubTask | None = None  # Published by the consumer.
         self._blocked: Parker | None = None  # Published by the producer.
         self._woken = False
         self.closed = False
@@ -234,6 +234,22 @@ class Channel:
     def is_drained(self) -> bool:
         """Closed, and everything received."""
         return self.closed and not self._items
+
+    @property
+    def has_items(self) -> bool:
+        return bool(self._items)
+
+    @property
+    def needs_attention(self) -> bool:
+        """Closed, or woken: there is something to do beside receiving items."""
+        return self.closed or self._woken
+
+    def publish(self, waker: HubTask | None) -> None:
+        """
+        Have *waker* told, instead of a consumer that waits, when there is something to
+        receive; None for nobody. Look for what is there already after that.
+        """
+        self._waiting = waker
 
     def receive_batch(self, until: float = inf) -> list[Item]:
         """

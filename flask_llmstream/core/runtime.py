@@ -229,12 +229,46 @@ class Interruptible:
             greenlet.throw(Interrupted)
 
 
+class HubTask:
+    """
+    A function that runs on the hub itself, once for all the wake-ups before it runs. It
+    must not wait, and takes constant time.
+
+    Attributes:
+        function: None for nothing to do (any more).
+    """
+
+    __slots__ = ("_is_posted", "_mailbox", "function")
+
+    def __init__(self, mailbox: _Mailbox) -> None:
+        self._mailbox = mailbox
+        self._is_posted = False
+        self.function: Callable[[], Any] | None = None
+
+    def unpark(self) -> None:
+        """Have it run soon. Any thread; never blocks. Named as a parker's, whose place it takes."""
+        if not self._is_posted:
+            self._is_posted = True
+            self._mailbox.post(self)
+
+    def resume(self) -> None:
+        # Reset before the call: what comes during it posts again.
+        self._is_posted = False
+        function = self.function
+        if function is not None:
+            function()
+
+
+_LONGEST_DRAIN_SECONDS = 0.005
+_ITEMS_BETWEEN_LOOKS = 32
+
+
 class _Mailbox:
     """One hub's way in from other threads: a deque and one async watcher."""
 
     def __init__(self, hub: Any) -> None:
         self._hub: weakref.ref[Any] = weakref.ref(hub)
-        self._ready: deque[_GreenletParker | Interruptible | Callable[[], Any]] = deque()
+        self._ready: deque[_GreenletParker | Interruptible | HubTask | Callable[[], Any]] = deque()
         self._is_posted = False
         self._parked = 0
         self._getcurrent = sys.modules["greenlet"].getcurrent
@@ -272,24 +306,32 @@ class _Mailbox:
             if self._parked == 0:
                 self._watcher.ref = False
 
-    def post(self, item: _GreenletParker | Interruptible | Callable[[], Any]) -> None:
+    def post(self, item: _GreenletParker | Interruptible | HubTask | Callable[[], Any]) -> None:
         """Any thread: resume a waiter, or run a function in a greenlet of its own."""
         self._ready.append(item)
         if not self._is_posted:
-            self._is_posted = True
-            try:
-                self._watcher.send()
-            except ValueError:
-                pass  # The hub was destroyed, and whoever waited on it with it.
+            self._send()
+
+    def _send(self) -> None:
+        self._is_posted = True
+        try:
+            self._watcher.send()
+        except ValueError:
+            pass  # The hub was destroyed, and whoever waited on it with it.
 
     def _drain(self) -> None:
         # Reset before the count: whoever is not in it sends again.
         self._is_posted = False
         ready = self._ready
-        for _ in range(len(ready)):
+        until = monotonic() + _LONGEST_DRAIN_SECONDS
+        for number in range(len(ready)):
+            if not number % _ITEMS_BETWEEN_LOOKS and number and monotonic() >= until:
+                # New connections and requests must come in between.
+                self._send()
+                return
             item = ready.popleft()
             try:
-                if isinstance(item, (_GreenletParker, Interruptible)):
+                if isinstance(item, (_GreenletParker, HubTask, Interruptible)):
                     item.resume()
                 else:
                     sys.modules["gevent"].spawn(item)
@@ -331,6 +373,17 @@ def make_parker() -> Parker:
     """A parker for the caller's world: its greenlet where it has a hub, else its thread."""
     hub = _current_hub()
     return ThreadParker() if hub is None else _GreenletParker(_mailbox_of(hub))
+
+
+def make_hub_task() -> HubTask:
+    """For the caller's hub, which it has."""
+    return HubTask(_mailbox_of(_current_hub()))
+
+
+def is_plain_greenlet_socket(sock: Any) -> bool:
+    """Whether *sock* is gevent's own, and no TLS around it."""
+    gevent_socket = sys.modules.get("gevent.socket")
+    return gevent_socket is not None and type(sock) is gevent_socket.socket
 
 
 def make_interruptible() -> Interruptible | None:

@@ -9,8 +9,8 @@ import pytest
 
 from .process import Server
 
-KINDS = ("gevent", "gthread", "sync", "werkzeug", "pywsgi")
-CONCURRENT_KINDS = ("gevent", "gthread", "werkzeug", "pywsgi")
+KINDS = ("gevent", "hub", "gthread", "sync", "werkzeug", "pywsgi")
+CONCURRENT_KINDS = ("gevent", "hub", "gthread", "werkzeug", "pywsgi")
 EXPECTED_TRACEBACKS = (
     "RuntimeError: scripted",
     "SystemExit: scripted",

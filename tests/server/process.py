@@ -23,6 +23,7 @@ _GUNICORN = [sys.executable, "-m", "gunicorn", APP, "--bind", "127.0.0.1:0", "--
 
 COMMANDS = {
     "gevent": [*_GUNICORN, "-k", "gevent"],
+    "hub": [*_GUNICORN, "-k", "flask_llmstream.gunicorn.StreamingGeventWorker"],
     "gthread": [*_GUNICORN, "-k", "gthread", "--threads", "8"],
     "sync": [*_GUNICORN, "-k", "sync"],
     "werkzeug": [sys.executable, "-m", "flask", "--app", APP, "run", "--port", "0"],

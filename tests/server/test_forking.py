@@ -10,7 +10,7 @@ from .asking import ask
 from .process import Server
 from .test_workload import WHOLE, answer_to
 
-GUNICORN_KINDS = ("gevent", "gthread", "sync")
+GUNICORN_KINDS = ("gevent", "hub", "gthread", "sync")
 ANSWERS = 40
 
 

@@ -13,7 +13,7 @@ from .process import Server
 
 GRACE_SECONDS = 3
 STUCK = ["gate"]
-GUNICORN_KINDS = ("gevent", "gthread", "sync")
+GUNICORN_KINDS = ("gevent", "hub", "gthread", "sync")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def wait_for_refusal(server, told_at, measure):
     measure("SIGTERM to refusal", server.kind, monotonic() - told_at)
 
 
-@pytest.mark.parametrize("kind", ["gevent", "gthread"])
+@pytest.mark.parametrize("kind", ["gevent", "hub", "gthread"])
 def test_sigterm_ends_streams_well_and_refuses_new_requests(start, kind, measure):
     server = start_graceful(start, kind)
     with ExitStack() as stack:
@@ -134,7 +134,7 @@ def test_the_app_can_make_the_grace_shorter(start):
     assert answer.objects()[-1]["error"]["code"] == "server_shutdown"
 
 
-@pytest.mark.parametrize("kind", ["gevent", "gthread"])
+@pytest.mark.parametrize("kind", ["gevent", "hub", "gthread"])
 def test_a_reload_lets_streams_finish(start, kind):
     server = start(kind)
     with server.client() as client:
@@ -192,7 +192,7 @@ def test_the_last_request_of_a_sync_worker_has_all_its_time(start):
     assert answer.events()[-1] == "[DONE]"
 
 
-@pytest.mark.parametrize("kind", ["gevent", "gthread"])
+@pytest.mark.parametrize("kind", ["gevent", "hub", "gthread"])
 def test_streams_that_outlast_max_requests_end_well(start, kind):
     server = start_graceful(start, kind, "--max-requests", "3")
     with server.client() as client, server.client() as other:

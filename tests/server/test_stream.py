@@ -9,7 +9,7 @@ import pytest
 from .asking import ask, on
 from .conftest import KINDS
 
-KEEP_ALIVE_KINDS = ("gevent", "gthread", "pywsgi")
+KEEP_ALIVE_KINDS = ("gevent", "hub", "gthread", "pywsgi")
 
 
 @on(*KINDS)
@@ -99,7 +99,7 @@ def test_accept_without_anything_that_we_have_is_406(server):
     assert server.control.events(id) == []
 
 
-@on("gevent", "sync")
+@on("gevent", "hub", "sync")
 def test_a_request_id_that_could_forge_a_header_or_a_log_line_is_replaced(server):
     with server.client() as client:
         ask(client, ["emit", "a"], headers={"X-Request-ID": "no spaces, no commas"})

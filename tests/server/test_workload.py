@@ -38,7 +38,7 @@ def visit(server):
     assert (answer.status, answer.text) == (200, str(2 * TOKENS))
 
 
-@on("gevent", "gthread", "pywsgi")
+@on("gevent", "hub", "gthread", "pywsgi")
 @pytest.mark.parametrize("model", ["logging", "scoped-session", "plain-session"])
 def test_threads_that_log_and_query_beside_the_views(server, model):
     with ThreadPoolExecutor(2 * ANSWERS) as pool:
@@ -58,7 +58,7 @@ def upstream_server():
     process.kill()
 
 
-@on("gevent")
+@on("gevent", "hub")
 def test_greenlets_share_an_http_client(server, upstream_server, measure):
     host, port = upstream_server.address
     url = f"http://{host}:{port}/"
@@ -79,7 +79,7 @@ def totals(stats):
     return stats["total_submitted"], sum(stats[f"total_{name}"] for name in ended)
 
 
-@on("gevent")
+@on("gevent", "hub")
 @pytest.mark.parametrize("model", ["thread", "greenlet", "batching"])
 def test_many_streams_and_some_that_are_killed(server, model):
     control = server.control

@@ -5,7 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..dialects import OpenAIChatDialect, model_list, model_object
+from ..dialects import (
+    OpenAIChatDialect,
+    anthropic_model,
+    anthropic_model_list,
+    model_list,
+    model_object,
+)
 from ..policy import unknown_model
 from .routes import Routes
 
@@ -17,6 +23,9 @@ if TYPE_CHECKING:
     from ..extension import LLMStream
 
 __all__ = ["openai_blueprint"]
+
+_ANTHROPIC = "Anthropic-Version"
+"""What Anthropic's clients send: they list models at the same address."""
 
 
 def openai_blueprint(
@@ -44,13 +53,16 @@ def openai_blueprint(
 
     @routes.blueprint.get("/models")
     def list_models() -> Response:
-        return routes.json(routes.begin(), model_list(routes.offered(), created))
+        call = routes.begin()
+        listing = anthropic_model_list if _ANTHROPIC in call.headers else model_list
+        return routes.json(call, listing(routes.offered(), created))
 
     @routes.blueprint.get("/models/<path:model>")
     def get_model(model: str) -> Response:
         call = routes.begin()
         if model not in routes.offered():
             raise unknown_model(model, routes.offered())
-        return routes.json(call, model_object(model, created))
+        described = anthropic_model if _ANTHROPIC in call.headers else model_object
+        return routes.json(call, described(model, created))
 
     return routes.blueprint

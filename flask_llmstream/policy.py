@@ -25,6 +25,7 @@ __all__ = [
     "check_limits",
     "check_request_id",
     "check_types",
+    "features_of",
     "request_id_for",
     "request_id_of",
     "unknown_model",
@@ -146,9 +147,7 @@ def check_features(request: InferenceRequest, backend: Any, model: str) -> None:
     Raises:
         InvalidRequestError: Names the request's field.
     """
-    supports = getattr(backend, "supports", None)
-    if supports is None:
-        supports = SHOWN_FEATURES
+    supports = features_of(backend)
     for feature, param in _features_asked(request):
         if feature not in supports:
             raise InvalidRequestError(
@@ -158,6 +157,12 @@ def check_features(request: InferenceRequest, backend: Any, model: str) -> None:
             )
     if "extra_body" not in supports:
         check_extra_body(request.extra_body)
+
+
+def features_of(backend: Any) -> Collection[str]:
+    """What *backend* supports, or is trusted with."""
+    supports: Collection[str] | None = getattr(backend, "supports", None)
+    return SHOWN_FEATURES if supports is None else supports
 
 
 def _features_asked(request: InferenceRequest) -> Iterator[tuple[str, str]]:

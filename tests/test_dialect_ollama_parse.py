@@ -8,8 +8,8 @@ import json
 import pytest
 
 from flask_llmstream.core.messages import InferenceRequest, Message, ToolCall
+from flask_llmstream.dialects import OllamaChatDialect, OllamaGenerateDialect
 from flask_llmstream.dialects.extra_body import check_extra_body
-from flask_llmstream.dialects.ollama import OllamaChatDialect, OllamaGenerateDialect
 from flask_llmstream.exceptions import InvalidRequestError
 
 HI = [{"role": "user", "content": "Hi"}]

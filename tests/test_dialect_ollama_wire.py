@@ -22,7 +22,7 @@ from flask_llmstream.core.messages import (
     ToolCallDelta,
     Usage,
 )
-from flask_llmstream.dialects.ollama import OllamaChatDialect, OllamaGenerateDialect
+from flask_llmstream.dialects import OllamaChatDialect, OllamaGenerateDialect
 from flask_llmstream.dialects.ollama_body import ParsedOllama
 from flask_llmstream.exceptions import EngineError
 from flask_llmstream.framing import JSON, NDJSON, SSE, TEXT

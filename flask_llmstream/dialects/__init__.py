@@ -4,6 +4,7 @@ from .ai_sdk import AISDKDialect
 from .anthropic import AnthropicDialect
 from .anthropic_objects import anthropic_model, anthropic_model_list
 from .native import NativeDialect
+from .ollama import OllamaChatDialect, OllamaGenerateDialect
 from .openai_chat import OpenAIChatDialect
 from .openai_objects import model_list, model_object
 from .openai_responses import OpenAIResponsesDialect
@@ -13,6 +14,8 @@ __all__ = [
     "AISDKDialect",
     "AnthropicDialect",
     "NativeDialect",
+    "OllamaChatDialect",
+    "OllamaGenerateDialect",
     "OpenAIChatDialect",
     "OpenAIResponsesDialect",
     "Parsed",

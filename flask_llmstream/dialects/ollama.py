@@ -9,7 +9,7 @@ where the text stands: in a `message`, or as the `response`.
   joins pieces. One that the end of the answer cut off is left out, as `done_reason` says;
   where the model has written what is no JSON object, the answer fails.
 - `think` hides what the model thinks where it is false. A level is passed on as
-  `reasoning_effort`; a backend that is not given it refuses it.
+  `reasoning_effort`, and refused where a backend is not given that.
 - `options` without a name in a request go into its `extra_body`, but for those about how a
   model is loaded, which are ignored. So are `keep_alive`, `context` (which no answer has)
   and fields that nobody knows. `suffix`, `raw` and `template` are refused: the answer

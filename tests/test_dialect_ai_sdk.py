@@ -6,7 +6,7 @@ import base64
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_llmstream.core.assembly import Assembler
@@ -683,7 +683,6 @@ def halved(text):
     return text[:cut], text[cut:]
 
 
-@settings(deadline=None)
 @given(
     st.lists(pieces, max_size=10),
     st.lists(arguments, max_size=3),
@@ -722,3 +721,57 @@ def texts_of(message):
 
 def calls_of(message):
     return [part for part in message["parts"] if "toolCallId" in part]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+fuzzy_parts = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(
+            ["text", "file", "tool-f", "dynamic-tool", "step-start", "steering-message"]
+        )
+        | json_values
+    },
+    optional={
+        "text": texts | json_values,
+        "url": st.sampled_from(["data:text/plain;base64,YQ==", "data:a;base64,a"]) | json_values,
+        "mediaType": st.sampled_from(["image/png", "text/plain", "audio/wav"]) | json_values,
+        "toolCallId": texts | json_values,
+        "toolName": texts | json_values,
+        "state": st.sampled_from(["output-available", "output-error", "output-denied"]) | texts,
+        "input": json_values,
+        "output": json_values,
+        "errorText": texts | json_values,
+        "approval": json_values | st.fixed_dictionaries({"approved": st.booleans()}),
+        "parts": json_values,
+    },
+)
+fuzzy_messages = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "user", "assistant"]) | json_values,
+        "parts": st.lists(fuzzy_parts, max_size=3) | json_values,
+    },
+    optional={"id": texts | json_values},
+)
+fuzzy_bodies = st.fixed_dictionaries(
+    {"messages": st.lists(fuzzy_messages, max_size=2) | json_values},
+    optional=dict.fromkeys(
+        ("prompt", "messageId", "system", "tools", "toolChoice", "maxOutputTokens"), json_values
+    ),
+)
+
+
+@given(fuzzy_bodies | json_values)
+def test_whatever_the_body_is_it_is_read_or_refused(body):
+    try:
+        parsed = DIALECT.parse(json.dumps(body).encode())
+    except InvalidRequestError:
+        return
+    assert parsed.request.messages
+    for message in parsed.request.messages:
+        assert isinstance(message.text, str)
+        for call in message.tool_calls:
+            json.loads(call.arguments)

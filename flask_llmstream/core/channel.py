@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .messages import InferenceResponse, Item
     from .runtime import HubTask, Parker
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "parker_here"]
 
 _ITEM_OVERHEAD = 64
 """What an item that is more than plain text is taken to weigh beside its text, bytes."""
@@ -34,7 +34,7 @@ def _utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _parker_here(parker: Parker | None) -> Parker:
+def parker_here(parker: Parker | None) -> Parker:
     """*parker*, if the caller may wait on it. Reused, since each one may set a timer."""
     if parker is None or not parker.is_usable_here():
         return runtime.make_parker()
@@ -184,7 +184,7 @@ class Channel:
 
     def _wait_for_room(self, weight: int) -> None:
         until = monotonic() + self._slow_reader_seconds
-        parker = self._producer = _parker_here(self._producer)
+        parker = self._producer = parker_here(self._producer)
         self._blocked = parker
         try:
             while self._is_full(weight) and not self.closed:
@@ -244,7 +244,7 @@ class Channel:
         """Closed, or woken: there is something to do beside receiving items."""
         return self.closed or self._woken
 
-    def publish(self, waker: HubTask | None) -> None:
+    def publish(self, waker: Parker | HubTask | None) -> None:
         """
         Have *waker* told, instead of a consumer that waits, when there is something to
         receive; None for nobody. Look for what is there already after that.
@@ -260,7 +260,7 @@ class Channel:
         """
         items = self._items
         if not (items or self.closed or self._woken):
-            parker = self._consumer = _parker_here(self._consumer)
+            parker = self._consumer = parker_here(self._consumer)
             self._waiting = parker
             try:
                 while not (items or self.closed or self._woken) and monotonic() < until:

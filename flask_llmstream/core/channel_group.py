@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from .channel import _parker_here
+from .channel import parker_here
 from .messages import Token, Usage
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .channel import Channel
     from .messages import InferenceResponse, Item
-    from .runtime import Parker
+    from .runtime import HubTask, Parker
 
 __all__ = ["ChannelGroup"]
 
@@ -45,7 +45,7 @@ class ChannelGroup:
         starts = accumulate(choices[:-1], initial=0)
         self._channels = tuple(zip(channels, starts, strict=True))
         self._consumer: Parker | None = None
-        self._waiting: Parker | None = None  # Published here and in every channel.
+        self._waiting: Parker | HubTask | None = None  # Published here and in every channel.
         self._woken = False
         self.closed = False
         self._outcomes: list[InferenceResponse | BaseException | None] = []
@@ -82,23 +82,23 @@ class ChannelGroup:
     @property
     def has_items(self) -> bool:
         """Whether `receive_batch` would return at once, with something."""
-        return any(channel._items for channel, _ in self._channels)
+        return any(channel.has_items for channel, _ in self._channels)
 
     @property
     def needs_attention(self) -> bool:
         """Closed, or woken: there is something to do beside receiving items."""
         return self.closed or self._woken
 
-    def publish(self, waker: Parker | None) -> None:
-        """Have *waker* unparked when there is something to receive; see `Channel.publish`."""
+    def publish(self, waker: Parker | HubTask | None) -> None:
+        """Have *waker* told when there is something to receive; see `Channel.publish`."""
         self._waiting = waker
         for channel, _ in self._channels:
-            channel._waiting = waker
+            channel.publish(waker)
 
     def receive_batch(self, until: float = inf) -> list[Item]:
         """Take all that waits; see `Channel.receive_batch`."""
         if not (self.has_items or self.needs_attention):
-            parker = self._consumer = _parker_here(self._consumer)
+            parker = self._consumer = parker_here(self._consumer)
             self.publish(parker)
             try:
                 while not (self.has_items or self.needs_attention) and monotonic() < until:
@@ -108,7 +108,7 @@ class ChannelGroup:
         self._woken = False
         batch: list[Item] = []
         for channel, start in self._channels:
-            if channel._items:
+            if channel.has_items:
                 batch += _numbered(channel.receive_batch(_NOW), start)
         return batch
 

@@ -466,13 +466,15 @@ class Run:
             self._is_left = True
             self._conclude(self._as_error(item))
             return False
+        goes_on = self.emit(item)
+        assembler = self.assembler
+        is_last = assembler.is_cut
         if isinstance(item, Finish):
             self._backend_finishes += 1
-        goes_on = self.emit(item)
-        assembler, n = self.assembler, self.request.n
-        if not self.is_over and (assembler.is_cut or assembler.finished_choices >= n):
-            # Else a choice was cut here, and the backend still works on it.
-            self._is_left = self._backend_finishes >= n
+            is_last = is_last or assembler.finished_choices >= self.request.n
+        if is_last and not self.is_over:
+            # Where a choice was cut here, the backend still works on it.
+            self._is_left = self._backend_finishes >= self.request.n
             self._finish_callbacks()
             return False
         return goes_on

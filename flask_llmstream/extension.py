@@ -282,6 +282,25 @@ class LLMStream:
 
         return anthropic_blueprint(self, name=name, models=models, settings=settings)
 
+    def native_blueprint(
+        self, *, name: str = "llmstream", models: Iterable[str] | None = None, **settings: Any
+    ) -> Blueprint:
+        """
+        What `stream` answers, for a JSON body and without a view: ``POST /stream``, and
+        ``DELETE /stream/<id>`` to end an answer. The prefix itself is the route.
+
+        Args:
+            name: Of the blueprint; each one registered on an app needs its own.
+            models: Which models it offers; None is all.
+            settings: Put over the app's, by their names in lower case.
+
+        Raises:
+            ConfigurationError: There is no such setting, or its value is wrong.
+        """
+        from .blueprints.native import native_blueprint
+
+        return native_blueprint(self, name=name, models=models, settings=settings)
+
     def ops_blueprint(self, *, name: str = "llmstream_ops") -> Blueprint:
         """``/healthz`` and ``/readyz``."""
         from .blueprints.ops import ops_blueprint

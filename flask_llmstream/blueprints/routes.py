@@ -26,8 +26,8 @@ class Routes:
     """
     A blueprint under construction: who may call it, what it offers, how it answers.
 
-    ``DELETE /streams/<id>`` is there already: it ends the caller's own answer of that id,
-    whichever dialect it is in.
+    A route to cancel is there already: it ends the caller's own answer of that id, whichever
+    dialect it is in.
 
     Args:
         llm: The extension.
@@ -36,6 +36,7 @@ class Routes:
         error_document: An error as the JSON body of a 4xx or 5xx.
         models: Which models it offers; None is all.
         settings: Put over the app's, by their names in lower case.
+        cancel_path: Where ``DELETE`` ends an answer.
 
     Raises:
         ConfigurationError: There is no such setting, or its value is wrong.
@@ -50,13 +51,14 @@ class Routes:
         error_document: Callable[[LLMStreamError], bytes],
         models: Iterable[str] | None,
         settings: Mapping[str, Any],
+        cancel_path: str = "/streams/<path:id>",
     ) -> None:
         self._llm = llm
         self._overrides = check_values(settings)
         self._only = None if models is None else model_ids(models)
         self.blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
         self.blueprint.register_error_handler(LLMStreamError, respond_to(error_document))
-        self.blueprint.delete("/streams/<path:id>")(self.cancel)
+        self.blueprint.delete(cancel_path)(self.cancel)
 
     def begin(self) -> Call:
         """
@@ -90,7 +92,7 @@ class Routes:
         )
 
     def cancel(self, id: str) -> Response:
-        """``DELETE /streams/<id>``."""
+        """``DELETE`` of an answer's path."""
         call = self.begin()
         if not self._llm.cancel(call, id):
             raise UnknownStreamError("No answer of yours with this id is under way.")

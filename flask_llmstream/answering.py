@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from .core.deadlines import Budgets
     from .core.messages import InferenceRequest, InferenceResponse
     from .dialects import Parsed
+    from .engines.handle import InferenceHandle
     from .framing import Framing
     from .recording import Recordings, Replay
     from .responses import Outcome, Reception
     from .typing import Dialect, Engine, EventRenderer
 
-__all__ = ["Answer", "complete"]
+__all__ = ["Answer", "complete", "count"]
 
 
 def complete(
@@ -40,6 +41,25 @@ def complete(
         LLMStreamError: The request was refused, or failed.
     """
     handle = call.submit(engine, request, budgets)
+    try:
+        return _wait(call, handle)
+    finally:
+        call.finisher(request, handle, on_finish)()
+
+
+def count(call: Call, request: InferenceRequest, counter: Engine, budgets: Budgets) -> int:
+    """
+    How many tokens *counter* says that *request*'s prompt has; waits for it. Nobody is told
+    that it has finished, since nothing was generated.
+
+    Raises:
+        LLMStreamError: As `complete`.
+    """
+    usage = _wait(call, call.submit(counter, request, budgets)).usage
+    return 0 if usage is None else usage.prompt_tokens
+
+
+def _wait(call: Call, handle: InferenceHandle) -> InferenceResponse:
     # Nothing was sent, so there is nothing to probe a half-closed client with.
     call.connection.watch(lambda _: handle.cancel(ClientLeftError()))
     try:
@@ -49,7 +69,6 @@ def complete(
         raise
     finally:
         call.connection.unwatch()
-        call.finisher(request, handle, on_finish)()
 
 
 class Answer:

@@ -12,6 +12,7 @@ from .config import model_ids
 from .core import runtime
 from .engines.asynchronous import AsyncInferenceEngine
 from .engines.balancing import BalancedBackend
+from .engines.counting import CountingBackend
 from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -41,13 +42,19 @@ class AppEngines:
 
     Attributes:
         settings: The app's.
+        counters: Those that count tokens, by model.
         made: Those that belong to this app alone.
     """
 
     settings: Settings
     by_model: dict[str, Engine] = field(default_factory=dict)
+    counters: dict[str, Engine] = field(default_factory=dict)
     made: list[AsyncInferenceEngine] = field(default_factory=list)
-    lock: Any = field(default_factory=runtime.allocate_lock)  # Guards by_model.
+    lock: Any = field(default_factory=runtime.allocate_lock)  # Guards both.
+
+    def all(self) -> tuple[Engine, ...]:
+        """All that were used so far."""
+        return (*self.by_model.values(), *self.counters.values())
 
     def let_go(self) -> None:
         """The app is gone. On whatever thread the collector runs, so it only asks."""
@@ -160,6 +167,16 @@ class ModelRegistry:
         with engines.lock:
             return engines.by_model.setdefault(model, owner)
 
+    def counter_of(self, model: str, engine: Engine, engines: AppEngines) -> Engine:
+        """What counts tokens for *model*, whose *engine* has a backend that can."""
+        counter = engines.counters.get(model)
+        if counter is not None:
+            return counter
+        made = _make_counter(engine, model, engines.settings)
+        engines.made.append(made)
+        with engines.lock:
+            return engines.counters.setdefault(model, made)
+
 
 def _keep_up(engine: AsyncInferenceEngine, backends: list[Any]) -> None:
     """Balance *engine* also over those of *backends* that list its model since lately."""
@@ -177,9 +194,22 @@ def _make_engine(registration: _Registration, settings: Settings) -> AsyncInfere
     is_greenlet = getattr(backend, "worker", "thread") == "greenlet"
     defaults = {
         "worker_threads": _GREENLETS if is_greenlet else settings.worker_threads,
+        **_admission(settings),
+    }
+    return AsyncInferenceEngine(backend, **{**defaults, **registration.options})
+
+
+def _make_counter(engine: Engine, model: str, settings: Settings) -> AsyncInferenceEngine:
+    backend = CountingBackend(engine, model)
+    # One thread: it takes milliseconds, and with llama.cpp a slot that answers need.
+    workers = _GREENLETS if backend.worker == "greenlet" else 1
+    return AsyncInferenceEngine(backend, worker_threads=workers, **_admission(settings))
+
+
+def _admission(settings: Settings) -> dict[str, Any]:
+    return {
         "queue_size": settings.queue_size,
         "backpressure": settings.backpressure,
         "block_timeout_seconds": settings.block_timeout_seconds,
         "stuck_seconds": settings.stuck_seconds,
     }
-    return AsyncInferenceEngine(backend, **{**defaults, **registration.options})

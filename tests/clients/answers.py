@@ -125,11 +125,22 @@ class Reading:
         self._reasonings.append(text or "")
 
     def call(self, index, id=None, name=None, arguments=""):
-        """Another piece of the call *index*; each is joined as the SDKs' users join them."""
+        """
+        Another piece of the call *index*; each is joined as the SDKs' users join them.
+
+        Args:
+            index: None for a call that comes whole, after the others.
+            arguments: Text of them, or all of them as an object.
+        """
+        index = len(self._calls) if index is None else index
         call = self._calls.setdefault(index, {"id": None, "name": "", "arguments": ""})
         call["id"] = id or call["id"]
         call["name"] += name or ""
-        call["arguments"] += arguments or ""
+        call["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
+
+    @property
+    def has_calls(self):
+        return bool(self._calls)
 
     def answer(self):
         return Answer(

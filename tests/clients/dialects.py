@@ -36,14 +36,18 @@ def _openai_chat(scenario):
         "messages": [_openai_message(message) for message in scenario.messages],
     }
     if scenario.tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": function.name, "parameters": function.parameters},
-            }
-            for function in scenario.tools
-        ]
+        body["tools"] = _openai_tools(scenario)
     return body
+
+
+def _openai_tools(scenario):
+    return [
+        {
+            "type": "function",
+            "function": {"name": function.name, "parameters": function.parameters},
+        }
+        for function in scenario.tools
+    ]
 
 
 def _openai_message(message):
@@ -60,6 +64,69 @@ def _openai_message(message):
     if message.tool_call_id:
         spoken["tool_call_id"] = message.tool_call_id
     return spoken
+
+
+def _anthropic(scenario):
+    turns = [message for message in scenario.messages if message.role != "system"]
+    body = {
+        "model": scenario.model or scenario.name,
+        "max_tokens": 10_000,  # More, and the SDK insists on streaming.
+        "messages": [_anthropic_message(message) for message in turns],
+        "tools": [
+            {"name": function.name, "input_schema": function.parameters}
+            for function in scenario.tools
+        ],
+    }
+    if len(turns) < len(scenario.messages):
+        body["system"] = scenario.messages[0].text
+    return body
+
+
+def _anthropic_message(message):
+    if message.tool_call_id:
+        result = {
+            "type": "tool_result",
+            "tool_use_id": message.tool_call_id,
+            "content": message.text,
+        }
+        return {"role": "user", "content": [result]}
+    if message.tool_calls:
+        uses = [
+            {
+                "type": "tool_use",
+                "id": call.id,
+                "name": call.name,
+                "input": json.loads(call.arguments),
+            }
+            for call in message.tool_calls
+        ]
+        return {"role": message.role, "content": uses}
+    return {"role": message.role, "content": message.text}
+
+
+def _ollama_chat(scenario):
+    names = {call.id: call.name for message in scenario.messages for call in message.tool_calls}
+    return {
+        "model": scenario.model or scenario.name,
+        "messages": [_ollama_message(message, names) for message in scenario.messages],
+        "tools": _openai_tools(scenario),
+    }
+
+
+def _ollama_message(message, names):
+    spoken = {"role": message.role, "content": message.text}
+    if message.tool_calls:
+        spoken["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        spoken["tool_name"] = names[message.tool_call_id]
+    return spoken
+
+
+def _prompt(scenario):
+    return {"model": scenario.model or scenario.name, "prompt": scenario.messages[-1].text}
 
 
 def _ai_sdk(scenario):
@@ -97,6 +164,12 @@ def _ai_sdk_message(message, names):
 
 OPENAI_CHAT = Dialect("/v1", _openai_chat)
 AI_SDK_OPENAI_CHAT = Dialect("/v1", _ai_sdk)
+ANTHROPIC = Dialect("", _anthropic, untold=frozenset({"code"}))
+AI_SDK_ANTHROPIC = Dialect("/v1", _ai_sdk, untold=frozenset({"code"}))
+OLLAMA_CHAT = Dialect("", _ollama_chat, untold=frozenset({"call ids", "code"}))
+OLLAMA_GENERATE = Dialect(
+    "", _prompt, has=frozenset({"reasoning"}), untold=frozenset({"call ids", "code"})
+)
 
 
 def heard(messages):

@@ -21,7 +21,11 @@ MOUNTS = {
     "/locked": {"api_keys": {"alice": "another"}},
     "/single": {"models": ["text"]},
 }
-BLUEPRINTS = {"/v1": "openai_blueprint"}
+BLUEPRINTS = {
+    "openai_blueprint": "/v1",
+    "anthropic_blueprint": "/v1",
+    "ollama_blueprint": "/api",
+}
 
 
 class Rest(Gate):
@@ -86,7 +90,7 @@ class Service:
         )
         self.app = make_app(llm)
         for mount, settings in MOUNTS.items():
-            for prefix, method in BLUEPRINTS.items():
+            for method, prefix in BLUEPRINTS.items():
                 blueprint = getattr(llm, method)(name=f"{method}{mount}", **settings)
                 self.app.register_blueprint(blueprint, url_prefix=f"{mount}{prefix}")
 

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from .dialects import AI_SDK_OPENAI_CHAT, OPENAI_CHAT
+from .dialects import (
+    AI_SDK_ANTHROPIC,
+    AI_SDK_OPENAI_CHAT,
+    ANTHROPIC,
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    OPENAI_CHAT,
+)
 from .reader_process import ReaderProcess
 from .readers import Reader, cases
 
@@ -18,6 +25,13 @@ READERS = (
     Reader("openai-node chat", OPENAI_CHAT),
     Reader("openai-node chat helper", OPENAI_CHAT),
     Reader("openai-node chat whole", OPENAI_CHAT, streams=False),
+    Reader("anthropic-node", ANTHROPIC),
+    Reader("anthropic-node helper", ANTHROPIC),
+    Reader("anthropic-node whole", ANTHROPIC, streams=False),
+    Reader("ollama-node chat", OLLAMA_CHAT),
+    Reader("ollama-node chat whole", OLLAMA_CHAT, streams=False),
+    Reader("ollama-node generate", OLLAMA_GENERATE),
+    Reader("ollama-node generate whole", OLLAMA_GENERATE, streams=False),
     # The provider for OpenAI itself drops `reasoning_content`; the other one has it.
     Reader("ai-sdk openai chat", AI_SDK_OPENAI_CHAT, untold=frozenset({"reasoning"})),
     Reader(
@@ -28,6 +42,8 @@ READERS = (
     ),
     Reader("ai-sdk openai-compatible", AI_SDK_OPENAI_CHAT),
     Reader("ai-sdk openai-compatible whole", AI_SDK_OPENAI_CHAT, streams=False),
+    Reader("ai-sdk anthropic", AI_SDK_ANTHROPIC),
+    Reader("ai-sdk anthropic whole", AI_SDK_ANTHROPIC, streams=False),
 )
 
 

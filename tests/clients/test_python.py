@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from . import read_openai
+from . import read_anthropic, read_ollama, read_openai
 from .answers import LeftError, Reading
-from .dialects import OPENAI_CHAT
+from .dialects import ANTHROPIC, OLLAMA_CHAT, OLLAMA_GENERATE, OPENAI_CHAT
 from .readers import Reader, cases
 
 READERS = (
@@ -14,6 +14,15 @@ READERS = (
     Reader("openai chat async", OPENAI_CHAT, read_openai.chat_stream_async),
     Reader("openai chat helper", OPENAI_CHAT, read_openai.chat_helper),
     Reader("openai chat whole", OPENAI_CHAT, read_openai.chat_whole, streams=False),
+    Reader("anthropic", ANTHROPIC, read_anthropic.messages_stream),
+    Reader("anthropic async", ANTHROPIC, read_anthropic.messages_stream_async),
+    Reader("anthropic helper", ANTHROPIC, read_anthropic.messages_helper),
+    Reader("anthropic whole", ANTHROPIC, read_anthropic.messages_whole, streams=False),
+    Reader("ollama chat", OLLAMA_CHAT, read_ollama.chat_stream),
+    Reader("ollama chat async", OLLAMA_CHAT, read_ollama.chat_stream_async),
+    Reader("ollama chat whole", OLLAMA_CHAT, read_ollama.chat_whole, streams=False),
+    Reader("ollama generate", OLLAMA_GENERATE, read_ollama.generate_stream),
+    Reader("ollama generate whole", OLLAMA_GENERATE, read_ollama.generate_whole, streams=False),
 )
 
 

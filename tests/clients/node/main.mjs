@@ -4,10 +4,17 @@
 import { createInterface } from "node:readline";
 
 import * as aiSdk from "./read_ai_sdk.mjs";
+import * as anthropic from "./read_anthropic.mjs";
+import * as ollama from "./read_ollama.mjs";
 import * as openai from "./read_openai.mjs";
 import { LeftError, Reading } from "./reading.mjs";
 
-const READERS = { ...openai.readers, ...aiSdk.readers };
+const READERS = {
+  ...openai.readers,
+  ...anthropic.readers,
+  ...ollama.readers,
+  ...aiSdk.readers,
+};
 
 for await (const line of createInterface({ input: process.stdin })) {
   const { reader, job } = JSON.parse(line);

@@ -1,5 +1,6 @@
 // Vercel's AI SDK, with its providers for the dialects.
 
+import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateText, jsonSchema, streamText, tool } from "ai";
@@ -10,6 +11,7 @@ const PROVIDERS = {
   "ai-sdk openai chat": (settings, model) => createOpenAI(settings).chat(model),
   "ai-sdk openai-compatible": (settings, model) =>
     createOpenAICompatible({ ...settings, name: "bench", includeUsage: true })(model),
+  "ai-sdk anthropic": (settings, model) => createAnthropic(settings)(model),
 };
 
 function requestOf(job, provider) {
@@ -43,13 +45,12 @@ const stream = (provider) => async (job, reading) => {
     abortSignal: leaving.signal,
     onError() {}, // It would be printed; the stream has it, too.
   });
-  let calls = 0;
   try {
     for await (const part of result.fullStream) {
       if (part.type === "text-delta") reading.text(part.text);
       if (part.type === "reasoning-delta") reading.reasoning(part.text);
       if (part.type === "tool-call") {
-        reading.call(calls++, part.toolCallId, part.toolName, part.input);
+        reading.call(null, part.toolCallId, part.toolName, part.input);
       }
       if (part.type === "error") noteError(part.error, reading);
       if (part.type === "abort") reading.fail(null, null, "aborted");
@@ -65,8 +66,8 @@ const whole = (provider) => async (job, reading) => {
     const result = await generateText(requestOf(job, provider));
     reading.text(result.text);
     reading.reasoning(result.reasoningText);
-    for (const [index, call] of result.toolCalls.entries()) {
-      reading.call(index, call.toolCallId, call.toolName, call.input);
+    for (const call of result.toolCalls) {
+      reading.call(null, call.toolCallId, call.toolName, call.input);
     }
     noteEnd(result.finishReason, result.totalUsage, reading);
   } catch (error) {

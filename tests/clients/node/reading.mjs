@@ -25,13 +25,19 @@ export class Reading {
     this.#reasonings.push(text ?? "");
   }
 
-  // Another piece of the call `index`: text of its arguments, or all of them as an object.
+  // Another piece of the call `index`, or with null a whole one: text of its arguments, or all of
+  // them as an object.
   call(index, id, name, args) {
+    index ??= this.#calls.size;
     const call = this.#calls.get(index) ?? { id: null, name: "", arguments: "" };
     call.id = id ?? call.id;
     call.name += name ?? "";
     call.arguments += typeof args === "object" ? JSON.stringify(args) : (args ?? "");
     this.#calls.set(index, call);
+  }
+
+  get hasCalls() {
+    return this.#calls.size > 0;
   }
 
   fail(status, code, message) {

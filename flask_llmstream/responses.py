@@ -381,16 +381,24 @@ def render_document(dialect: Dialect, parsed: Parsed, response: InferenceRespons
     The whole answer as one JSON document.
 
     Raises:
-        EngineError: The backend put something into it that JSON has no form for.
+        EngineError: The backend put something into it that JSON, or the dialect, has no
+            form for.
     """
     try:
         return dialect.document(parsed, response)
+    except LLMStreamError:
+        raise  # The dialect's own: it says what is wrong.
     except Exception as exc:
         raise unrenderable(exc) from exc
 
 
-def unrenderable(cause: Exception) -> EngineError:
-    """The error for an answer that *cause* kept from being rendered; the log has that."""
+def unrenderable(cause: Exception) -> LLMStreamError:
+    """
+    The error for an answer that *cause* kept from being rendered: itself, where a dialect
+    says what is wrong; else the log has it.
+    """
+    if isinstance(cause, LLMStreamError):
+        return cause
     runtime.log(_logger, logging.ERROR, "An answer could not be rendered.", error=cause)
     return EngineError("The answer could not be rendered.")
 

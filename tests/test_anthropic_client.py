@@ -384,8 +384,12 @@ def test_an_error_in_the_middle_of_a_stream(client):
 def test_arguments_that_are_no_object_are_an_error(client):
     with pytest.raises(anthropic.InternalServerError) as caught:
         ask(client, "lists", tools=[WEATHER])
-    assert caught.value.error_code == "engine_error"
-    assert broken(client, "lists", tools=[WEATHER])[1].error_code == "engine_error"
+    for error in (caught.value, broken(client, "lists", tools=[WEATHER])[1]):
+        assert error.error_code == "engine_error"
+        assert (
+            error.api_message
+            == "The model called 'weather' with arguments that are no JSON object."
+        )
 
 
 # Retries.

@@ -127,6 +127,23 @@ def create_app():
     return app
 
 
+def create_shouting_app():
+    """The same, behind a middleware that changes what it sends."""
+    app = create_app()
+    inner = app.wsgi_app
+
+    def shout(environ, start_response):
+        body = inner(environ, start_response)
+        try:
+            for data in body:
+                yield data.upper()
+        finally:
+            body.close()
+
+    app.wsgi_app = shout
+    return app
+
+
 def _asked():
     """The request's question: ``{"script", "prompt", "model", "settings", "stream"}``."""
     return json.loads(request.args["q"]) if "q" in request.args else request.get_json()

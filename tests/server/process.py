@@ -30,7 +30,7 @@ COMMANDS = {
     "pywsgi": [sys.executable, "-m", "server.serve_pywsgi"],
 }
 
-_LISTENING = re.compile(r"(?:Listening at|Running on):? (?:http://127\.0\.0\.1:(\d+)|unix:(\S+))")
+_LISTENING = re.compile(r"(?:Listening at|Running on):? (?:https?://127\.0\.0\.1:(\d+)|unix:(\S+))")
 
 
 class Process:

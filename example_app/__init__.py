@@ -47,7 +47,12 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     backends.add_upstream(app)  # The others are on `llm` since they were imported.
 
     app.register_blueprint(views.blueprint)
+    # The same models for every client that people have already.
     app.register_blueprint(llm.openai_blueprint())
+    app.register_blueprint(llm.anthropic_blueprint())
+    app.register_blueprint(llm.ollama_blueprint())
+    app.register_blueprint(llm.ai_sdk_blueprint())
+    app.register_blueprint(llm.native_blueprint())
     # For jobs in our own network: one model, and time for long answers. The proxy in
     # front does not pass /internal on.
     app.register_blueprint(

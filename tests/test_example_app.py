@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -193,6 +194,30 @@ def test_the_models_are_on_offer(make_app):
     client = make_app()[0].test_client()
     assert [m["id"] for m in client.get("/v1/models").json["data"]] == ["small", "cookbook"]
     assert [m["id"] for m in client.get("/internal/v1/models").json["data"]] == ["small"]
+
+
+def curls_of_the_readme():
+    """Path and body of each ``curl -N $URL/… -d '…'``."""
+    return re.findall(
+        r"^curl -N \$URL(/\S+) -d '(.*)'$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(("path", "body"), curls_of_the_readme())
+def test_every_api_streams_what_the_model_says(make_app, path, body):
+    app, backend = make_app("Rinse", " it.")
+    # What curl says of its bodies.
+    form = "application/x-www-form-urlencoded"
+    with app.test_client().post(path, data=body, content_type=form) as response:
+        assert response.status_code == 200
+        assert '"Rinse"' in response.text
+        assert '" it."' in response.text
+    assert backend.requests[0].last_user_text == "Hi"
+
+
+def test_the_readme_asks_every_api():
+    paths = {path for path, _ in curls_of_the_readme()}
+    assert paths == {"/v1/chat/completions", "/v1/messages", "/api/chat", "/api/ai", "/stream"}
 
 
 def test_the_house_has_one_model_and_more_time(make_app):

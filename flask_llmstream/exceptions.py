@@ -37,7 +37,7 @@ status of its own: it can only happen once a response is under way.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 __all__ = [
     "AccessError",
@@ -65,6 +65,10 @@ __all__ = [
     "UnknownModelError",
     "UnknownStreamError",
     "UpstreamError",
+]
+
+CancelCause: TypeAlias = Literal[
+    "app", "by_id", "callback", "client_left", "other_part", "response_dropped"
 ]
 
 
@@ -225,10 +229,28 @@ class IdleTimeoutError(DeadlineExceededError):
 
 
 class RequestCancelledError(LLMStreamError):
-    """The caller cancelled, or the client went away."""
+    """
+    The caller cancelled, or the client went away.
+
+    Args:
+        cause: Who ended it, as statistics and the log name it: ``client_left``, ``by_id``,
+            ``callback`` (it said False), ``response_dropped`` (the app did not send it),
+            ``other_part`` (of one request that is several) or ``app``.
+    """
 
     status = 499
     code = "cancelled"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        cause: CancelCause = "app",
+        retry_after: float | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, param=param)
+        self.cause: CancelCause = cause
 
 
 class EngineError(LLMStreamError):

@@ -42,7 +42,7 @@ class ClientLeftError(RequestCancelledError, _DisconnectError):
     message = "The client left."
 
     def __init__(self) -> None:
-        super().__init__(self.message)
+        super().__init__(self.message, cause="client_left")
 
 
 class TransferAbortedError(IncompleteStreamError, _DisconnectError):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .config import Settings
     from .core.channel import Channel
+    from .core.channel_group import ChannelGroup
     from .core.clock import Timer
     from .core.deadlines import Budgets
     from .core.messages import InferenceRequest, Item, Usage
@@ -91,7 +92,7 @@ class Reception:
 
     def __init__(
         self,
-        channel: Channel,
+        channel: Channel | ChannelGroup,
         handle: InferenceHandle,
         *,
         budgets: Budgets,
@@ -404,7 +405,9 @@ def unrenderable(cause: Exception) -> LLMStreamError:
 
 
 def _dropped() -> RequestCancelledError:
-    return RequestCancelledError("The response was dropped before it was sent.")
+    return RequestCancelledError(
+        "The response was dropped before it was sent.", cause="response_dropped"
+    )
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:

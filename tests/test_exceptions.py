@@ -107,6 +107,12 @@ def test_an_error_survives_another_process(error):
     assert (str(copy), copy.retry_after, copy.param) == ("why", 7, "model")
 
 
+def test_a_cancel_says_who_in_another_process_too():
+    raised = exceptions.RequestCancelledError(cause="by_id")
+    assert pickle.loads(pickle.dumps(raised)).cause == "by_id"
+    assert exceptions.RequestCancelledError("why").cause == "app"
+
+
 # As a response of an app's own view.
 
 

@@ -9,6 +9,7 @@ from flask_llmstream.core.lifecycle import (
     IllegalTransitionError,
     State,
     advance,
+    name_after,
     state_after,
 )
 from flask_llmstream.exceptions import (
@@ -20,7 +21,9 @@ from flask_llmstream.exceptions import (
     RequestCancelledError,
     RequestDroppedError,
     SlowReaderError,
+    UpstreamError,
 )
+from flask_llmstream.hangup import ClientLeftError
 
 LEGAL = {
     State.SUBMITTED: "waiting rejected cancelled",
@@ -63,3 +66,25 @@ def test_terminal_states_lead_nowhere():
 def test_how_it_ended_tells_the_state(error, state):
     assert state_after(error) is state
     assert state.is_terminal
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (None, ""),
+        (RequestCancelledError(), "app"),
+        (RequestCancelledError(cause="by_id"), "by_id"),
+        (ClientLeftError(), "client_left"),
+        (IdleTimeoutError(), "idle_timeout"),
+        (SlowReaderError(), "slow_reader"),
+        (EngineError(), "engine_error"),
+    ],
+)
+def test_an_end_has_a_finer_name(error, name):
+    assert name_after(error) == name
+
+
+def test_an_upstream_makes_up_no_names():
+    error = UpstreamError()
+    error.code = "whatever_it_says"
+    assert name_after(error) == "upstream_error"

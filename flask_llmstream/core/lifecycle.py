@@ -6,11 +6,19 @@ from enum import Enum
 
 from ..exceptions import (
     DeadlineExceededError,
+    LLMStreamError,
     RequestCancelledError,
     RequestDroppedError,
 )
 
-__all__ = ["TRANSITIONS", "IllegalTransitionError", "State", "advance", "state_after"]
+__all__ = [
+    "TRANSITIONS",
+    "IllegalTransitionError",
+    "State",
+    "advance",
+    "name_after",
+    "state_after",
+]
 
 
 class State(Enum):
@@ -68,3 +76,14 @@ def state_after(error: BaseException | None) -> State:
     if isinstance(error, RequestDroppedError):
         return State.DROPPED
     return State.FAILED
+
+
+def name_after(error: LLMStreamError | None) -> str:
+    """
+    The finer name of an end, for who counts: who cancelled, else the error's code.
+
+    The class's code: one error may carry its upstream's, of which there may be any number.
+    """
+    if error is None:
+        return ""
+    return error.cause if isinstance(error, RequestCancelledError) else type(error).code

@@ -25,6 +25,7 @@ from ..exceptions import (
 from ..typing import ANYONE
 from .admission import BackpressurePolicy, PriorityQueue, ServiceRate
 from .batching import Batch, run_batch
+from .handle import cancelled_by_id
 from .pool import WorkerPool
 from .run import Run
 
@@ -556,7 +557,7 @@ class AsyncInferenceEngine:
             runs = tuple(self._live.get(request_id, ()))
         own = [run for run in runs if identity is ANYONE or run.request.identity == identity]
         for run in own:
-            run.cancel()
+            run.cancel(cancelled_by_id())
         return bool(own)
 
     def reprioritize(self, request_id: str, priority: int) -> bool:

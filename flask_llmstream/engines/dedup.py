@@ -23,7 +23,7 @@ from ..exceptions import (
 )
 from ..typing import ANYONE
 from .asynchronous import FINALIZER_WAIT_SECONDS
-from .handle import InferenceHandle
+from .handle import InferenceHandle, cancelled_by_id
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -365,7 +365,7 @@ class Deduplicator:
             waiters = tuple(self._waiters.get(request_id, ()))
         own = [each for each in waiters if identity is ANYONE or each.identity == identity]
         for waiter in own:
-            waiter.handle.cancel()
+            waiter.handle.cancel(cancelled_by_id())
         return bool(own)
 
     def reprioritize(self, request_id: str, priority: int) -> bool:

@@ -51,7 +51,9 @@ class _Gathering:
         for handle in self._handles:
             outcome = handle.outcome
             if isinstance(outcome, LLMStreamError):
-                reason = RequestCancelledError("Another part of the request failed.")
+                reason = RequestCancelledError(
+                    "Another part of the request failed.", cause="other_part"
+                )
                 self._end(outcome, reason)
                 return
             if outcome is not None:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..core import runtime
-from ..exceptions import LLMStreamError
+from ..exceptions import LLMStreamError, RequestCancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from ..core.messages import InferenceResponse
     from ..core.runtime import Parker
 
-__all__ = ["InferenceHandle"]
+__all__ = ["InferenceHandle", "cancelled_by_id"]
+
+
+def cancelled_by_id() -> RequestCancelledError:
+    """Why a handle ends that somebody cancelled by its request's id."""
+    return RequestCancelledError("The request was cancelled.", cause="by_id")
 
 
 class InferenceHandle:

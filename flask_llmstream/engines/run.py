@@ -301,7 +301,9 @@ class Run:
         emit_to, callback = self._emit_to, self._token_callback
         try:
             if emit_to is not None and emit_to(item) is False:
-                self.cancel(RequestCancelledError("The stream callback asked to stop."))
+                self.cancel(
+                    RequestCancelledError("The stream callback asked to stop.", cause="callback")
+                )
             elif callback is not None and isinstance(item, str) and not getattr(item, "choice", 0):
                 callback(item, False)
         except LLMStreamError:

@@ -12,9 +12,9 @@ from .recording import EventId, ReplayRenderer
 from .responses import StreamBody, render_document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from .call import Call
+    from .call import Admitted, Call
     from .core.deadlines import Budgets
     from .core.messages import InferenceRequest, InferenceResponse
     from .dialects import Parsed
@@ -29,8 +29,7 @@ __all__ = ["Answer", "complete", "count"]
 
 def complete(
     call: Call,
-    request: InferenceRequest,
-    engine: Engine,
+    admitted: Sequence[Admitted],
     budgets: Budgets,
     on_finish: Callable[[Outcome], Any] | None = None,
 ) -> InferenceResponse:
@@ -38,13 +37,13 @@ def complete(
     The whole answer; waits for it.
 
     Raises:
-        LLMStreamError: The request was refused, or failed.
+        LLMStreamError: A request was refused, or failed.
     """
-    handle = call.submit(engine, request, budgets)
+    submission = call.submit_all(admitted, budgets)
     try:
-        return _wait(call, handle)
+        return _wait(call, submission.handle)
     finally:
-        call.finisher(request, handle, on_finish)()
+        call.finisher(submission, on_finish)()
 
 
 def count(call: Call, request: InferenceRequest, counter: Engine, budgets: Budgets) -> int:
@@ -105,29 +104,30 @@ class Answer:
     def document(
         self,
         parsed: Parsed,
-        engine: Engine,
+        admitted: Sequence[Admitted],
         budgets: Budgets,
         on_finish: Callable[[Outcome], Any] | None,
     ) -> Response:
         """The whole answer to *parsed*."""
-        request = parsed.request
-        response = complete(self._call, request, engine, budgets, on_finish)
+        response = complete(self._call, admitted, budgets, on_finish)
         return Response(
-            render_document(self._dialect, parsed, response), headers=self._headers_for(request)
+            render_document(self._dialect, parsed, response),
+            headers=self._headers_for(parsed.request),
         )
 
     def stream(
         self,
         parsed: Parsed,
-        engine: Engine,
+        admitted: Sequence[Admitted],
         budgets: Budgets,
         on_finish: Callable[[Outcome], Any] | None,
     ) -> Response:
         """The answer to *parsed*, from its first token on."""
         call, request = self._call, parsed.request
-        handle, reception = call.receive(engine, request, budgets)
+        # First: there may be no form for this in a stream.
         renderer = self._dialect.renderer(parsed, self._framing)
-        finish = call.finisher(request, handle, on_finish)
+        submission, reception = call.receive(admitted, budgets)
+        finish = call.finisher(submission, on_finish)
         if self._is_resumable:
             seconds = call.settings.resume_seconds
             replay = self._recordings.record(

@@ -6,7 +6,7 @@ import logging
 import weakref
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blinker import Namespace
 from flask import Flask, Response, after_this_request, has_request_context
@@ -15,13 +15,15 @@ from werkzeug.datastructures import Headers
 
 from .budgets import budgets_of
 from .core.channel import Channel
+from .core.channel_group import ChannelGroup
 from .core.deadlines import Deadline
+from .engines.gathering import gather
 from .hangup import Connection, connection_of
 from .policy import authenticate, request_id_for, request_id_of
 from .responses import Reception, outcome_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .config import Settings
     from .core.deadlines import Budgets
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from .responses import Outcome
     from .typing import Engine
 
-__all__ = ["Call", "request_finished"]
+__all__ = ["Admitted", "Call", "Submission", "request_finished"]
 
 _logger = logging.getLogger("flask_llmstream.response")
 
@@ -39,6 +41,29 @@ request_finished = Namespace().signal("llmstream-request-finished")
 Sent once for each submitted request, with the app as sender and ``outcome=Outcome``: on
 the response's side, in an app context, also when the client left.
 """
+
+
+class Admitted(NamedTuple):
+    """A request that policy has passed, completed, and the engine of its model."""
+
+    request: InferenceRequest
+    engine: Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """
+    The requests of one answer, under way: one, but for dialects that take several prompts.
+
+    Args:
+        requests: As they were submitted.
+        handles: Theirs, one each.
+        handle: All of them as one.
+    """
+
+    requests: tuple[InferenceRequest, ...]
+    handles: tuple[InferenceHandle, ...]
+    handle: InferenceHandle
 
 
 @dataclass(slots=True)
@@ -99,18 +124,62 @@ class Call:
         return budgets_of(self.headers, self.settings, streams=streams)
 
     def receive(
-        self, engine: Engine, request: InferenceRequest, budgets: Budgets
-    ) -> tuple[InferenceHandle, Reception]:
-        """Submit *request* as a stream that this side reads."""
+        self, admitted: Sequence[Admitted], budgets: Budgets
+    ) -> tuple[Submission, Reception]:
+        """
+        Submit what was *admitted* as one stream that this side reads.
+
+        Raises:
+            LLMStreamError: One was refused; those before it are cancelled.
+        """
+        channels = [self._channel(len(admitted)) for _ in admitted]
+        for (request, _), each in zip(admitted, channels, strict=True):
+            request.stream_callback = each.send
+        channel = (
+            channels[0]
+            if len(channels) == 1
+            else ChannelGroup(channels, [request.n for request, _ in admitted])
+        )
+        try:
+            submission = self.submit_all(admitted, budgets)
+        except BaseException:
+            channel.close()  # Whose producers may wait for room already.
+            raise
+        return submission, Reception(
+            channel, submission.handle, budgets=budgets, arrived_at=self.arrived_at
+        )
+
+    def _channel(self, shares: int) -> Channel:
+        """One of *shares* channels, which together hold what the settings allow."""
         settings = self.settings
-        channel = Channel(
-            size=settings.channel_size,
-            max_bytes=settings.channel_bytes,
+        return Channel(
+            size=max(1, settings.channel_size // shares),
+            max_bytes=max(1, settings.channel_bytes // shares),
             slow_reader_seconds=settings.slow_reader_seconds,
         )
-        request.stream_callback = channel.send
-        handle = self.submit(engine, request, budgets)
-        return handle, Reception(channel, handle, budgets=budgets, arrived_at=self.arrived_at)
+
+    def submit_all(self, admitted: Sequence[Admitted], budgets: Budgets) -> Submission:
+        """
+        Submit what was *admitted*, all of it or nothing.
+
+        Raises:
+            LLMStreamError: One was refused; those before it are cancelled.
+        """
+        handles: list[InferenceHandle] = []
+        try:
+            for request, engine in admitted:
+                handles.append(self.submit(engine, request, budgets))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        requests = tuple(request for request, _ in admitted)
+        handle = (
+            handles[0]
+            if len(handles) == 1
+            else gather(handles, [request.n for request in requests])
+        )
+        return Submission(requests, tuple(handles), handle)
 
     def submit(
         self, engine: Engine, request: InferenceRequest, budgets: Budgets
@@ -145,12 +214,12 @@ class Call:
         after_this_request(look)
 
     def finisher(
-        self,
-        request: InferenceRequest,
-        handle: InferenceHandle,
-        on_finish: Callable[[Outcome], Any] | None = None,
+        self, submission: Submission, on_finish: Callable[[Outcome], Any] | None = None
     ) -> Callable[[], None]:
-        """What to call once, when the answer is out or given up. It raises nothing."""
+        """
+        What to call once, when the answer is out or given up. It tells of each request,
+        and raises nothing.
+        """
         app = self.app
 
         def send(outcome: Outcome) -> None:
@@ -161,14 +230,15 @@ class Call:
         def finish() -> None:
             if on_finish is None and not request_finished.receivers:
                 return
-            outcome = outcome_of(request, handle)
-            with app.app_context():
-                for tell in receivers:
-                    try:
-                        tell(outcome)
-                    except Exception:
-                        _logger.exception(
-                            "A receiver of the outcome failed (request %s).", request.request_id
-                        )
+            for outcome in map(outcome_of, submission.requests, submission.handles):
+                with app.app_context():
+                    for tell in receivers:
+                        try:
+                            tell(outcome)
+                        except Exception:
+                            _logger.exception(
+                                "A receiver of the outcome failed (request %s).",
+                                outcome.request.request_id,
+                            )
 
         return finish

@@ -14,7 +14,7 @@ from flask import Flask, Response, current_app, has_request_context
 
 from .answering import Answer, complete, count
 from .backends.function import FunctionBackend
-from .call import Call
+from .call import Admitted, Call
 from .config import Settings
 from .core.messages import InferenceRequest
 from .dialects import NativeDialect, Parsed
@@ -340,7 +340,7 @@ class LLMStream:
         """
         call = self.call()
         budgets = call.budgets(streams=False)
-        return complete(call, *self.admit(call, request), budgets)
+        return complete(call, [self.admit(call, request)], budgets)
 
     def tokens(self, request: InferenceRequest) -> TokenIterator:
         """
@@ -353,9 +353,8 @@ class LLMStream:
         """
         call = self.call()
         budgets = call.budgets(streams=True)
-        request, engine = self.admit(call, request)
-        handle, reception = call.receive(engine, request, budgets)
-        iterator = TokenIterator(reception, call.connection, call.finisher(request, handle))
+        submission, reception = call.receive([self.admit(call, request)], budgets)
+        iterator = TokenIterator(reception, call.connection, call.finisher(submission))
         call.unless_answered(iterator.close)
         return iterator
 
@@ -369,7 +368,7 @@ class LLMStream:
 
     def admit(
         self, call: Call, request: InferenceRequest, *, models: Iterable[str] | None = None
-    ) -> tuple[InferenceRequest, Engine]:
+    ) -> Admitted:
         """
         Complete *request* and hold it to the app's policy, before anything is queued.
 
@@ -407,7 +406,7 @@ class LLMStream:
             if check(request.identity, request) is False:
                 raise PermissionDeniedError("You may not ask this.")
         self._state(call.app).shutdown_watch.start()
-        return request, engine
+        return Admitted(request, engine)
 
     def identify(self, call: Call) -> Any:
         """Who asks in this HTTP request; None outside of one."""
@@ -470,9 +469,11 @@ class LLMStream:
         if rest is not None:
             return rest
         budgets = call.budgets(streams=framing.streams)
-        request, engine = self.admit(call, parsed.request, models=models)
+        admitted = [self.admit(call, each, models=models) for each in parsed.requests]
+        request, *others = (each.request for each in admitted)
+        parsed = replace(parsed, request=request, others=tuple(others))
         respond = answer.stream if framing.streams else answer.document
-        return respond(replace(parsed, request=request), engine, budgets, on_finish)
+        return respond(parsed, admitted, budgets, on_finish)
 
     def count_tokens(
         self, call: Call, request: InferenceRequest, *, models: Iterable[str] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +20,15 @@ class Parsed:
         request: What to generate. It may still be completed (`request_id`, `model`): a
             renderer or document reads it when it is made.
         stream: Whether to stream; None where the body is silent, or there was none.
+        others: What else to generate for the same answer, all at once. Choices are
+            numbered through: these come after the first request's.
     """
 
     request: InferenceRequest
     stream: bool | None = None
+    others: tuple[InferenceRequest, ...] = field(default=(), kw_only=True)
+
+    @property
+    def requests(self) -> tuple[InferenceRequest, ...]:
+        """All that one answer is made of."""
+        return (self.request, *self.others)

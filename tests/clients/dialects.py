@@ -162,10 +162,41 @@ def _ai_sdk_message(message, names):
     return {"role": message.role, "content": message.text}
 
 
+def _ai_sdk_ui(scenario):
+    """What a page sends: a tool's result stands in the message that called it."""
+    results = {
+        message.tool_call_id: message.text for message in scenario.messages if message.tool_call_id
+    }
+    turns = [message for message in scenario.messages if message.role != "tool"]
+    return {
+        "model": scenario.model or scenario.name,
+        "messages": [
+            {"id": f"message-{index}", "role": turn.role, "parts": _ui_parts(turn, results)}
+            for index, turn in enumerate(turns)
+        ],
+        "tools": _openai_tools(scenario),
+    }
+
+
+def _ui_parts(message, results):
+    texts = [{"type": "text", "text": message.text}] if message.text else []
+    return texts + [
+        {
+            "type": f"tool-{call.name}",
+            "toolCallId": call.id,
+            "state": "output-available",
+            "input": json.loads(call.arguments),
+            "output": results[call.id],
+        }
+        for call in message.tool_calls
+    ]
+
+
 OPENAI_CHAT = Dialect("/v1", _openai_chat)
 AI_SDK_OPENAI_CHAT = Dialect("/v1", _ai_sdk)
 ANTHROPIC = Dialect("", _anthropic, untold=frozenset({"code"}))
 AI_SDK_ANTHROPIC = Dialect("/v1", _ai_sdk, untold=frozenset({"code"}))
+AI_SDK_UI = Dialect("/api/ai", _ai_sdk_ui, untold=frozenset({"status", "code"}))
 OLLAMA_CHAT = Dialect("", _ollama_chat, untold=frozenset({"call ids", "code"}))
 OLLAMA_GENERATE = Dialect(
     "", _prompt, has=frozenset({"reasoning"}), untold=frozenset({"call ids", "code"})

@@ -25,6 +25,7 @@ BLUEPRINTS = {
     "openai_blueprint": "/v1",
     "anthropic_blueprint": "/v1",
     "ollama_blueprint": "/api",
+    "ai_sdk_blueprint": "/api/ai",
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from .dialects import (
     AI_SDK_ANTHROPIC,
     AI_SDK_OPENAI_CHAT,
+    AI_SDK_UI,
     ANTHROPIC,
     OLLAMA_CHAT,
     OLLAMA_GENERATE,
@@ -44,6 +45,8 @@ READERS = (
     Reader("ai-sdk openai-compatible whole", AI_SDK_OPENAI_CHAT, streams=False),
     Reader("ai-sdk anthropic", AI_SDK_ANTHROPIC),
     Reader("ai-sdk anthropic whole", AI_SDK_ANTHROPIC, streams=False),
+    Reader("ai-sdk ui parts", AI_SDK_UI),
+    Reader("ai-sdk ui message", AI_SDK_UI),
 )
 
 

@@ -4,6 +4,7 @@
 import { createInterface } from "node:readline";
 
 import * as aiSdk from "./read_ai_sdk.mjs";
+import * as aiSdkUi from "./read_ai_sdk_ui.mjs";
 import * as anthropic from "./read_anthropic.mjs";
 import * as ollama from "./read_ollama.mjs";
 import * as openai from "./read_openai.mjs";
@@ -14,6 +15,7 @@ const READERS = {
   ...anthropic.readers,
   ...ollama.readers,
   ...aiSdk.readers,
+  ...aiSdkUi.readers,
 };
 
 for await (const line of createInterface({ input: process.stdin })) {

@@ -7,18 +7,18 @@ export class Reading {
   finish = null;
   usage = null;
   failure = null;
-  #leaves;
+  leaves;
   #texts = [];
   #reasonings = [];
   #calls = new Map();
 
   constructor(leaves) {
-    this.#leaves = leaves;
+    this.leaves = leaves;
   }
 
   text(text) {
     this.#texts.push(text ?? "");
-    if (text && this.#leaves) throw new LeftError();
+    if (text && this.leaves) throw new LeftError();
   }
 
   reasoning(text) {

@@ -229,6 +229,10 @@ class LLMStream:
         posts by default (and where Ollama's clients do). `TextStreamChatTransport` needs
         ``headers: {Accept: "text/plain"}``.
 
+        Model, tools and sampling go into the transport's ``body``; tools run in the page.
+        Usage is in a message's `metadata`. An error before the first token has a status,
+        and its JSON (`errorText`, `code`) is what `useChat` has for its error's message.
+
         Args:
             name: Of the blueprint; each one registered on an app needs its own.
             models: Which models it offers; None is all.

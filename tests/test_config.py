@@ -29,6 +29,9 @@ DEFAULTS = {
     "COALESCE_SECONDS": 0,
     "RESUME_SECONDS": 0,
     "RESUME_BYTES": 64 * 1024 * 1024,
+    "STORED_RESPONSES": 1000,
+    "STORED_BYTES": 64 * 1024 * 1024,
+    "STORED_SECONDS": 3600,
     "SHUTDOWN_GRACE_SECONDS": None,
     "MAX_REQUEST_BYTES": 1024 * 1024,
     "MAX_TOKENS_LIMIT": None,
@@ -40,15 +43,18 @@ WHOLE_ABOVE_ZERO = [
     "CHANNEL_SIZE",
     "CHANNEL_BYTES",
     "RESUME_BYTES",
+    "STORED_BYTES",
     "MAX_REQUEST_BYTES",
     "MAX_TOKENS_LIMIT",
 ]
+WHOLE_OR_ZERO = ["QUEUE_SIZE", "STORED_RESPONSES"]
 ABOVE_ZERO = [
     "SLOW_READER_SECONDS",
     "DEADLINE_SECONDS",
     "MAX_DEADLINE_SECONDS",
     "FIRST_TOKEN_SECONDS",
     "IDLE_SECONDS",
+    "STORED_SECONDS",
 ]
 ZERO_OR_MORE = [
     "BLOCK_TIMEOUT_SECONDS",
@@ -63,7 +69,7 @@ NO_NUMBERS = ["5", b"5", [5], {}, object(), True, float("nan"), float("inf"), -1
 
 BAD = [
     *((name, value) for name in WHOLE_ABOVE_ZERO for value in [*NO_NUMBERS, 0, 1.5]),
-    *(("QUEUE_SIZE", value) for value in [*NO_NUMBERS, 1.5]),
+    *((name, value) for name in WHOLE_OR_ZERO for value in [*NO_NUMBERS, 1.5]),
     *((name, value) for name in ABOVE_ZERO for value in [*NO_NUMBERS, 0, 0.0]),
     *((name, value) for name in ZERO_OR_MORE for value in NO_NUMBERS),
     *((name, None) for name in set(DEFAULTS) - set(OPTIONAL)),

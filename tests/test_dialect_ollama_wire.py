@@ -102,15 +102,15 @@ class TestChatStream:
         }
 
     def test_every_line_has_the_time_of_its_own(self):
-        times = iter([TIME, TIME + 1, TIME + 61, TIME + 62])
+        times = iter([TIME, TIME + 0.5, TIME + 0.75, TIME + 60])
         renderer = OllamaChatDialect(clock=lambda: next(times)).renderer(parsed(), NDJSON)
 
         frames = renderer.render("a") + renderer.render("b") + renderer.end(response("ab"))
 
         assert [each["created_at"] for each in read(frames)] == [
-            "2017-07-14T02:40:01.250000Z",
-            "2017-07-14T02:41:01.250000Z",
-            "2017-07-14T02:41:02.250000Z",
+            "2017-07-14T02:40:00.750000Z",
+            "2017-07-14T02:40:01.000000Z",
+            "2017-07-14T02:41:00.250000Z",
         ]
 
     def test_a_heartbeat_is_a_line_without_text(self):

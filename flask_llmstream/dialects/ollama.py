@@ -160,20 +160,30 @@ class OllamaGenerateDialect(_OllamaDialect):
         return read_generate(body)
 
 
-@dataclass(frozen=True, slots=True)
 class _Answer:
     """What every object of one answer has: its shape, the model and the time."""
 
-    shape: _Shape
-    model: str
-    clock: Callable[[], float]
+    __slots__ = ("_clock", "_second", "_start_of_time", "model", "shape")
 
-    def created_at(self) -> datetime:
-        # Encoded as RFC 3339, with a Z.
-        return datetime.fromtimestamp(self.clock(), timezone.utc)
+    def __init__(self, shape: _Shape, model: str, clock: Callable[[], float]) -> None:
+        self.shape = shape
+        self.model = model
+        self._clock = clock
+        self._second = -1
+        self._start_of_time = b""
+
+    def created_at(self) -> bytes:
+        """The time now, as JSON: RFC 3339 with microseconds. Every token has one."""
+        now = self._clock()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            moment = datetime.fromtimestamp(second, timezone.utc)
+            self._start_of_time = moment.strftime('"%Y-%m-%dT%H:%M:%S.').encode()
+        return b'%b%06dZ"' % (self._start_of_time, int((now - second) * 1e6))
 
     def encode(self, said: dict[str, Any], *, done: bool, **rest: Any) -> bytes:
-        head = {"model": self.model, "created_at": self.created_at()}
+        head = {"model": self.model, "created_at": msgspec.Raw(self.created_at())}
         return encode({**head, **self.shape.fields(said), "done": done, **rest})
 
 
@@ -249,7 +259,7 @@ class _LineRenderer(BlockRenderer):
     """
     Lines, one a piece of text.
 
-    Everything around a text but the time is built once.
+    Everything around a text is built once, but for the time.
     """
 
     def __init__(self, answer: _Answer, parsed: Parsed, framing: Framing) -> None:
@@ -284,15 +294,15 @@ class _LineRenderer(BlockRenderer):
         return b""
 
     def delta(self, block: Block, text: str) -> bytes:
+        if block.kind is BlockKind.TEXT and not self._logprobs:
+            created_at = self._answer.created_at()
+            return b"".join((self._head, created_at, self._before, encode(text), self._after))
         if block.kind is BlockKind.TOOL_CALL:
             return b""
         if block.kind is BlockKind.REASONING:
             said = {"content": "", "thinking": text}
             return self._line(said) if self._shows_thinking else b""
-        if self._logprobs:
-            return self._line({"content": text})
-        created_at = encode(self._answer.created_at())
-        return self._head + created_at + self._before + encode(text) + self._after
+        return self._line({"content": text})
 
     def closed(self, block: Block) -> bytes:
         if block.kind is not BlockKind.TOOL_CALL:

@@ -175,7 +175,9 @@ def _read(
         if body.think not in _EFFORTS:
             raise invalid("think", one_of(_EFFORTS) + ", `true` or `false`")
         request.extra_body["reasoning_effort"] = _EFFORTS[body.think]
-    return ParsedOllama(request, body.stream, is_load, body.think is not False)
+    return ParsedOllama(
+        request, body.stream, is_load=is_load, shows_thinking=body.think is not False
+    )
 
 
 def _if_positive(number: int | None) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from flask import Response
 
+from .exceptions import EngineError
 from .framing import SSE
 from .hangup import ClientLeftError
 from .recording import EventId, ReplayRenderer
@@ -79,15 +81,22 @@ class Answer:
         dialect: Renders it.
         framing: As `Accept` has it.
         recordings: The app's.
+        request_ids: The app's: of answers under way that have ids of their own, by these.
     """
 
     def __init__(
-        self, call: Call, dialect: Dialect, framing: Framing, recordings: Recordings
+        self,
+        call: Call,
+        dialect: Dialect,
+        framing: Framing,
+        recordings: Recordings,
+        request_ids: dict[str, str],
     ) -> None:
         self._call = call
         self._dialect = dialect
         self._framing = framing
         self._recordings = recordings
+        self._request_ids = request_ids
         self._is_resumable = framing == SSE and call.settings.resume_seconds > 0
         self._headers = {"X-Request-ID": call.request_id, "Content-Type": framing.content_type}
         if framing.streams:
@@ -127,7 +136,7 @@ class Answer:
         # First: there may be no form for this in a stream.
         renderer = self._dialect.renderer(parsed, self._framing)
         submission, reception = call.receive(admitted, budgets)
-        finish = call.finisher(submission, on_finish)
+        finish = self._named(parsed, call.finisher(submission, on_finish))
         if self._is_resumable:
             seconds = call.settings.resume_seconds
             replay = self._recordings.record(
@@ -140,8 +149,66 @@ class Answer:
                 on_close=finish,
             )
             if replay is not None:
-                return self._respond(replay, ReplayRenderer(renderer), _nothing, request)
+                # A renderer of its own: what it says to this reader alone is not recorded.
+                return self.replay(replay, self._dialect.renderer(parsed, self._framing), request)
         return self._respond(reception, renderer, finish, request)
+
+    def begin(
+        self,
+        parsed: Parsed,
+        admitted: Sequence[Admitted],
+        budgets: Budgets,
+        *,
+        identity: Any,
+        keep_seconds: float,
+    ) -> tuple[InferenceHandle, Replay]:
+        """
+        The answer to *parsed*, which goes on with or without a reader.
+
+        Args:
+            parsed: What was asked.
+            admitted: Its requests.
+            budgets: Of the answer.
+            identity: Who may read it.
+            keep_seconds: How long it can be read after its end.
+
+        Returns:
+            The run, and its first reader.
+
+        Raises:
+            LLMStreamError: The engine refused it, or it cannot be recorded.
+        """
+        call = self._call
+        renderer = self._dialect.renderer(parsed, self._framing)
+        submission, reception = call.receive(admitted, budgets)
+        replay = self._recordings.record(
+            reception,
+            renderer,
+            identity=identity,
+            linger_seconds=inf,
+            keep_seconds=keep_seconds,
+            settings=call.settings,
+            on_close=self._named(parsed, call.finisher(submission)),
+            has_ids=False,
+            begins_at_once=True,
+        )
+        if replay is None:
+            submission.handle.cancel()
+            raise EngineError("The answer cannot be recorded.")
+        return submission.handle, replay
+
+    def replay(
+        self, replay: Replay, renderer: EventRenderer, request: InferenceRequest
+    ) -> Response:
+        """
+        What *replay* gives.
+
+        Args:
+            replay: One reader of a recorded answer.
+            renderer: For this reader's heartbeats, and the errors that are its own.
+            request: Whose id is told.
+        """
+        return self._respond(replay, ReplayRenderer(renderer), _nothing, request)
 
     def rest(self, parsed: Parsed, identify: Callable[[], Any]) -> Response | None:
         """
@@ -157,8 +224,8 @@ class Answer:
         replay = self._recordings.replay(id, identity=identify(), settings=self._call.settings)
         if replay.is_at_end:
             return Response(status=204, headers=self._headers_for(parsed.request))
-        renderer = ReplayRenderer(self._dialect.renderer(parsed, self._framing))
-        return self._respond(replay, renderer, _nothing, parsed.request)
+        renderer = self._dialect.renderer(parsed, self._framing)
+        return self.replay(replay, renderer, parsed.request)
 
     def _respond(
         self,
@@ -176,6 +243,19 @@ class Answer:
             raise
         call.unless_answered(body.close)
         return Response(body, headers=self._headers_for(request), direct_passthrough=True)
+
+    def _named(self, parsed: Parsed, finish: Callable[[], None]) -> Callable[[], None]:
+        """*finish*, until which the answer can be ended by its id."""
+        id = parsed.answer_id
+        if id is None:
+            return finish
+        self._request_ids[id] = parsed.request.request_id
+
+        def forget() -> None:
+            self._request_ids.pop(id, None)
+            finish()
+
+        return forget
 
     def _headers_for(self, request: InferenceRequest) -> dict[str, str]:
         # A view may have given the request an id of its own.

@@ -6,7 +6,7 @@ import sysconfig
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from flask import Blueprint
 
     from .core.messages import InferenceResponse
+    from .framing import Framing
     from .responses import Outcome
     from .typing import Dialect, Engine, Store, WorkerKind
 
@@ -55,6 +56,7 @@ class _AppState:
     engines: AppEngines
     recordings: Recordings
     shutdown_watch: ShutdownWatch
+    request_ids: dict[str, str] = field(default_factory=dict)
 
 
 class LLMStream:
@@ -441,11 +443,12 @@ class LLMStream:
         End the caller's own answer with this *id*, as it stands in the answer or its
         ``X-Request-ID``. False where it has none that is under way in this process.
         """
-        engines = set(self._state(call.app).engines.by_model.values())
+        state = self._state(call.app)
+        engines = set(state.engines.by_model.values())
         identity = self.identify(call)
         ended = [
             engine.cancel(request_id, identity=identity)
-            for request_id in request_ids_of(id)
+            for request_id in {*request_ids_of(id), state.request_ids.get(id, id)}
             for engine in engines
         ]
         return any(ended)
@@ -466,7 +469,7 @@ class LLMStream:
             streams_by_default=dialect.streams_by_default,
             offers=dialect.framings,
         )
-        answer = Answer(call, dialect, framing, self._state(call.app).recordings)
+        answer = self.answering(call, dialect, framing)
         if call.method == "HEAD":
             return answer.head()
         rest = answer.rest(parsed, partial(self._identity_of, call, parsed.request))
@@ -478,6 +481,11 @@ class LLMStream:
         parsed = replace(parsed, request=request, others=tuple(others))
         respond = answer.stream if framing.streams else answer.document
         return respond(parsed, admitted, budgets, on_finish)
+
+    def answering(self, call: Call, dialect: Dialect, framing: Framing) -> Answer:
+        """What answers *call* in *dialect*, one way or the other."""
+        state = self._state(call.app)
+        return Answer(call, dialect, framing, state.recordings, state.request_ids)
 
     def count_tokens(
         self, call: Call, request: InferenceRequest, *, models: Iterable[str] | None = None

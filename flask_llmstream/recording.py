@@ -149,7 +149,11 @@ class Recording:
         if not self._readers and self._linger_seconds != inf:
             self._reception.handle.cancel(reason)
 
-    # The recorder's own greenlet or thread.
+    # The recorder's own greenlet or thread, and before there is one.
+
+    def begin(self) -> None:
+        """Record now what comes before the first item."""
+        self._append(self._renderer.start())
 
     def run(self) -> None:
         """Record to the end. Raises nothing."""
@@ -342,9 +346,13 @@ class Recordings:
         settings: Settings,
         on_close: Callable[[], None],
         has_ids: bool = True,
+        begins_at_once: bool = False,
     ) -> Replay | None:
         """
         Begin to record, for the first reader. See `Recording`.
+
+        The stream begins with the first item, so that an error before it may have a status
+        of its own, or *at once*; then such an error is told in the stream.
 
         Returns:
             None where it cannot be said whose the stream is; nothing is recorded then.
@@ -374,6 +382,8 @@ class Recordings:
         id = recording.stream_id
         self._live[id] = recording
         replay = Replay(recording, 0, settings)
+        if begins_at_once:
+            recording.begin()
 
         def run() -> None:
             try:

@@ -78,7 +78,7 @@ def test_a_minimal_body_leaves_every_choice_to_the_backend():
 
 
 def test_every_response_has_an_id_of_its_own_that_nobody_can_guess():
-    ids = {parse().id for _ in range(3)}
+    ids = {parse().answer_id for _ in range(3)}
 
     assert len(ids) == 3
     for id in ids:

@@ -58,7 +58,7 @@ class ParsedResponses(Parsed):
     background: bool
 
     @property
-    def id(self) -> str:
+    def answer_id(self) -> str:
         return RESPONSE + self.token
 
 

@@ -52,7 +52,7 @@ def response_object(
     """
     request = parsed.request
     return {
-        "id": parsed.id,
+        "id": parsed.answer_id,
         "object": "response",
         "created_at": parsed.created_at,
         "completed_at": None,

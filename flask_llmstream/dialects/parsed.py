@@ -26,9 +26,15 @@ class Parsed:
 
     request: InferenceRequest
     stream: bool | None = None
+
     others: tuple[InferenceRequest, ...] = field(default=(), kw_only=True)
 
     @property
     def requests(self) -> tuple[InferenceRequest, ...]:
         """All that one answer is made of."""
         return (self.request, *self.others)
+
+    @property
+    def answer_id(self) -> str | None:
+        """The answer's id, where it is not made of the request's; see `answer_ids`."""
+        return None

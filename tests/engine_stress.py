@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from random import Random
 from time import monotonic
@@ -12,6 +13,7 @@ from concurrency import wait_until
 from engine_fakes import check_books
 
 from flask_llmstream.core import runtime
+from flask_llmstream.core.lifecycle import State, name_after
 from flask_llmstream.core.messages import Finish, InferenceRequest, InferenceResponse
 from flask_llmstream.engines.admission import BackpressurePolicy
 from flask_llmstream.engines.asynchronous import AsyncInferenceEngine
@@ -154,6 +156,14 @@ class Record:
         assert isinstance(outcome, EngineError), outcome
         return "total_failed"
 
+    @property
+    def end_by_name(self):
+        """Which figure it has to be counted in: that total, and the finer name."""
+        error = self.refusal
+        if error is None and not isinstance(self.handle.outcome, InferenceResponse):
+            error = self.handle.outcome
+        return self.end.removeprefix("total_"), name_after(error)
+
 
 class Submitter:
     """Submits, cancels and waits at random until the time is over."""
@@ -278,6 +288,11 @@ def check_room(engine):
         assert len(engine._waiting) + engine._occupied() <= places
         assert engine._pool._count <= engine._pool.limit
         assert engine._pool._replaced <= engine._pool.limit
+        ledger = engine._ledger
+        live = [run for runs in engine._live.values() for run in runs]
+        assert ledger.count(State.SUBMITTED) == len(engine._blocked)
+        for state in (State.WAITING, State.RUNNING):
+            assert ledger.count(state) == sum(run.state is state for run in live), state
 
 
 def check_end(engine, records):
@@ -290,9 +305,21 @@ def check_end(engine, records):
     ends = [record.end for record in records]
     for total in {name for name in stats if name.startswith("total_")} - {"total_submitted"}:
         assert stats[total] == ends.count(total), (total, stats)
+    check_figures(engine.request_stats().get("", {}), records)
     wait_until(lambda: not engine.is_in_backend)
     wait_until(lambda: engine.worker_stats()["busy"] == 0)
     assert not engine._live
+
+
+def check_figures(figures, records):
+    """Each request is counted once, in what its caller was told."""
+    counted = Counter()
+    for figure, value in figures.items():
+        if isinstance(value, dict):
+            counted.update({(figure, name): number for name, number in value.items()})
+        elif figure in ("completed", "dropped"):
+            counted[figure, "" if figure == "completed" else "request_dropped"] += value
+    assert +counted == Counter(record.end_by_name for record in records)
 
 
 @contextmanager

@@ -217,7 +217,7 @@ class TestFinalizers:
             handle.cancel()
             # The lock is held: resolved, but not booked.
             assert isinstance(error_of(handle, 0), RequestCancelledError)
-            assert engine._totals["cancelled"] == 0
+            assert engine._ledger.totals()["total_cancelled"] == 0
         wait_until(lambda: engine.queue_stats()["total_cancelled"] == 1)
 
     def test_may_cancel_what_runs(self, engines):

@@ -13,6 +13,7 @@ from flask_llmstream.core.deadlines import Deadline
 from flask_llmstream.core.messages import InferenceRequest, InferenceResponse
 from flask_llmstream.engines.balancing import LoadBalanceStrategy
 from flask_llmstream.engines.enhanced import InferenceEngineEnhanced
+from flask_llmstream.engines.ledger import new_figures
 from flask_llmstream.exceptions import (
     ConfigurationError,
     DeadlineExceededError,
@@ -536,6 +537,54 @@ def test_statistics_without_models_are_zero(make):
     assert set(engine.queue_stats().values()) == {0}
     assert set(engine.worker_stats().values()) == {0}
     assert engine.statistics()["models"] == {}
+
+
+def test_requests_are_counted_by_model_and_joiners_apart(make):
+    gate = Gate()
+    engine = make(gate, "answer")
+    engine.register_model("other", ScriptedBackend("another"))
+    handles = [engine.submit(ask("a", request_id=id)) for id in ("first", "second", "third")]
+    handles[0].cancel()  # Its run goes on for the others.
+    gate.open()
+    assert [handle.get(10).text for handle in handles[1:]] == ["answer", "answer"]
+    engine.submit(ask("a")).get(10)
+    stream = engine.submit(ask("a", model="other", stream_callback=lambda item: True))
+    stream.get(10)
+    assert engine.wait_for_completion(10)
+    assert engine.request_stats() == {
+        "m": {**new_figures(), "accepted": 1, "completed": 1, "joined": 2, "cache_hits": 1},
+        "other": {**new_figures(), "accepted": 1, "completed": 1},
+    }
+
+
+def test_a_run_that_everybody_left_is_counted_for_who_left_last(make):
+    gate = Gate()
+    engine = make(gate, "answer")
+    handles = [engine.submit(ask("a", request_id=id)) for id in ("first", "second")]
+    gate.reached.wait()
+    handles[0].cancel()
+    engine.cancel("second")
+    assert engine.request_stats()["m"]["cancelled"] == {"by_id": 1}
+
+
+def test_a_deadline_that_had_passed_is_counted_as_refused(make):
+    engine = make("answer")
+    with pytest.raises(DeadlineExceededError):
+        engine.submit(ask(), timeout_seconds=0)
+    figures = engine.request_stats()["m"]
+    assert (figures["accepted"], figures["rejected"]) == (0, {"deadline_exceeded": 1})
+
+
+def test_figures_do_not_fall_when_a_model_goes_and_comes_back(make):
+    engine = make("answer")
+    for completed in (1, 2, 3):
+        engine.submit(ask(f"{completed}")).get(10)
+        assert engine.wait_for_completion(10)
+        assert engine.request_stats()["m"]["completed"] == completed
+        engine.unregister_model("m")
+        wait_until(lambda: not engine._leaving)
+        assert engine.request_stats()["m"]["completed"] == completed
+        engine.register_model("m", ScriptedBackend("answer"))
 
 
 # Coming and going.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections import Counter
 from copy import copy
 from functools import partial
 from math import inf
@@ -12,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..core import runtime
-from ..core.lifecycle import State, advance, state_after
+from ..core.lifecycle import State, state_after
 from ..exceptions import (
     ConfigurationError,
     DeadlineExceededError,
@@ -26,6 +25,7 @@ from ..typing import ANYONE
 from .admission import BackpressurePolicy, PriorityQueue, ServiceRate
 from .batching import Batch, run_batch
 from .handle import cancelled_by_id
+from .ledger import Ledger
 from .pool import WorkerPool
 from .run import Run
 
@@ -131,10 +131,9 @@ class AsyncInferenceEngine:
         self._waiting = PriorityQueue()
         self._blocked = PriorityQueue()
         self._live: dict[str, set[Run]] = {}
-        self._running = 0
+        self._ledger = Ledger()
         self._given = 0  # Requests that a callback backend holds, cancelled ones included.
         self._rate = ServiceRate()
-        self._totals: Counter[str] = Counter()
         self._refusal: EngineClosedError | None = None
         self._drained: set[Callable[[], None]] = set()
         self._resolving = 0  # Runs that are booked, their handles about to resolve.
@@ -249,7 +248,7 @@ class AsyncInferenceEngine:
         error: LLMStreamError | None = None
         is_blocked = False
         with self._lock:
-            self._totals["submitted"] += 1
+            self._ledger.open(run)
             if monotonic() >= deadline_at:
                 error = DeadlineExceededError("The request's deadline had passed on arrival.")
             elif self._refusal is not None:
@@ -275,7 +274,7 @@ class AsyncInferenceEngine:
                 if not dropped.claim():
                     dropped = None  # It is ending anyway.
             if error is not None:
-                self._refuse(run)
+                self._refuse(run, error)
             elif not is_blocked:
                 wake = self._enqueue(run)
         if error is not None:
@@ -316,13 +315,12 @@ class AsyncInferenceEngine:
             retry_after=self._rate.seconds_to_drain(waiting, self._capacity),
         )
 
-    def _refuse(self, run: Run) -> None:
+    def _refuse(self, run: Run, error: LLMStreamError) -> None:
         run.claim()
-        run.state = advance(run.state, State.REJECTED)
-        self._totals[State.REJECTED.value] += 1
+        self._ledger.move(run, State.REJECTED, error)
 
     def _enqueue(self, run: Run) -> Callable[[], None] | None:
-        run.state = advance(run.state, State.WAITING)
+        self._ledger.move(run, State.WAITING)
         self._live.setdefault(run.handle.request_id, set()).add(run)
         if run.deadline_at != inf:
             run.timer = runtime.clock.call_at(run.deadline_at, run.on_deadline)
@@ -360,8 +358,9 @@ class AsyncInferenceEngine:
         """Take *run* back where it was not admitted; why it is refused."""
         with self._lock:
             if self._blocked.remove(run):
-                self._refuse(run)
-                return self._queue_full()
+                error = self._queue_full()
+                self._refuse(run, error)
+                return error
             if run.state is State.REJECTED:
                 return copy(self._refusal)
         return None
@@ -389,9 +388,8 @@ class AsyncInferenceEngine:
         return tuple(batch.runs)
 
     def _start(self, run: Run) -> None:
-        run.state = advance(run.state, State.RUNNING)
+        self._ledger.move(run, State.RUNNING)
         run.started_at = monotonic()
-        self._running += 1
         self._given += self._takes_callbacks
 
     def _fill(self, batch: Batch) -> None:
@@ -512,8 +510,7 @@ class AsyncInferenceEngine:
         before, after = run.state, state_after(error)
         if before is State.RUNNING and after is State.DROPPED:
             after = State.FAILED  # A backend raised what another engine's queue had said.
-        run.state = advance(before, after)
-        self._totals[run.state.value] += 1
+        self._ledger.move(run, after, error)
         if run.timer is not None:
             run.timer.cancel()
         same_id.discard(run)
@@ -523,7 +520,6 @@ class AsyncInferenceEngine:
             self._waiting.remove(run)
             effects.append(run.finish_waiting)
         elif before is State.RUNNING:
-            self._running -= 1
             if error is None and run.started_at is not None:
                 self._rate.add(monotonic() - run.started_at)
             if self._takes_callbacks:
@@ -574,26 +570,31 @@ class AsyncInferenceEngine:
     def queue_stats(self) -> dict[str, Any]:
         """Requests ``waiting``, ``running``, ``blocked``, ``queue_size``, and the totals."""
         with self._lock:
-            return {
-                "waiting": len(self._waiting),
-                "running": self._running,
-                "blocked": len(self._blocked),
-                "queue_size": self._queue_size,
-                **self._all_totals(),
-            }
+            ledger, waiting, blocked = self._ledger.copy(), len(self._waiting), len(self._blocked)
+        return {
+            "waiting": waiting,
+            "running": ledger.count(State.RUNNING),
+            "blocked": blocked,
+            "queue_size": self._queue_size,
+            **ledger.totals(),
+        }
 
     def worker_stats(self) -> dict[str, Any]:
         """Workers ``busy`` and ``stuck``, their ``capacity``, and the totals."""
         with self._lock:
-            return {
-                "busy": self._occupied(),
-                "stuck": self._pool.stuck,
-                "capacity": self._capacity,
-                **self._all_totals(),
-            }
+            ledger, busy, stuck = self._ledger.copy(), self._occupied(), self._pool.stuck
+        return {"busy": busy, "stuck": stuck, "capacity": self._capacity, **ledger.totals()}
 
-    def _all_totals(self) -> dict[str, int]:
-        return {f"total_{name}": self._totals[name] for name in _COUNTED}
+    def request_stats(self) -> dict[str, dict[str, Any]]:
+        """What became of the requests, by model; see `LLMStream.stats` for the figures."""
+        with self._lock:
+            ledger = self._ledger.copy()
+        return ledger.figures()
+
+    def count_refusal(self, request: InferenceRequest, error: LLMStreamError) -> None:
+        """Somebody refused *request* on this engine's behalf, with *error*."""
+        with self._lock:
+            self._ledger.refuse(request.model, error)
 
     def backend_changed(self) -> None:
         """Look anew whether the backend takes batches, and its ``max_concurrency``."""
@@ -645,7 +646,7 @@ class AsyncInferenceEngine:
         with self._lock:
             self._refusal = self._refusal or error
             while (run := self._blocked.pop()) is not None:
-                self._refuse(run)
+                self._refuse(run, self._refusal)
                 blocked.append(run)
         for run in blocked:
             if run.parker is not None:
@@ -684,11 +685,6 @@ class AsyncInferenceEngine:
     def is_in_backend(self) -> bool:
         """Whether any worker is inside its backend, stuck ones included."""
         return self._pool.in_backend > 0
-
-
-_COUNTED = ("submitted", "completed", "cancelled", "rejected", "timed_out", "dropped", "failed")
-TOTALS = tuple(f"total_{name}" for name in _COUNTED)
-"""The names of the totals in the statistics."""
 
 
 def _read_policy(value: BackpressurePolicy | str) -> BackpressurePolicy:

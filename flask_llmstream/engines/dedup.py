@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import fields, replace
 from functools import partial
 from hashlib import sha256
@@ -190,7 +190,7 @@ class Deduplicator:
         self._cache = ResponseCache(self._size, self._ttl_seconds)
         self._flights: dict[Key, _Flight] = {}
         self._waiters: dict[str, set[_Waiter]] = {}
-        self._counts: Counter[str] = Counter()
+        self._served: defaultdict[str, Counter[str]] = defaultdict(Counter)  # By model.
 
     def submit(
         self, engine: AsyncInferenceEngine, key: Key, request: InferenceRequest, *, priority: int
@@ -209,7 +209,11 @@ class Deduplicator:
         """
         deadline_at = inf if request.deadline is None else request.deadline.at
         if monotonic() >= deadline_at:
-            raise DeadlineExceededError("The request's deadline had passed on arrival.")
+            raise _refused(
+                engine,
+                request,
+                DeadlineExceededError("The request's deadline had passed on arrival."),
+            )
         request_id = request.request_id or secrets.token_hex(12)
         parker: runtime.Parker | None = None
         while True:
@@ -219,13 +223,13 @@ class Deduplicator:
                 response = self._cache.get(key)
                 flight = self._flights.get(key)
                 if response is not None:
-                    self._counts["cache_hits"] += 1
+                    self._served[request.model]["cache_hits"] += 1
                 elif flight is None:
-                    self._counts["cache_misses"] += 1
+                    self._served[request.model]["cache_misses"] += 1
                     flight = self._flights[key] = _Flight(key, engine, priority)
                     break
                 elif flight.run is not None:
-                    self._counts["joined"] += 1
+                    self._served[request.model]["joined"] += 1
                     waiter = self._board(flight, flight.run, request_id, priority, deadline_at)
                     waiter.joined_at = monotonic()
                     is_higher = priority > flight.priority
@@ -249,7 +253,8 @@ class Deduplicator:
                 # On the hub, which cannot wait: on its own, then.
                 return engine.submit(request, priority=priority)
             if monotonic() >= deadline_at:
-                raise QueueFullError("The queue is full.", retry_after=1.0)
+                error = QueueFullError("The queue is full.", retry_after=1.0)
+                raise _refused(engine, request, error)
         return self._lead(flight, request, request_id, deadline_at)
 
     def _lead(
@@ -394,13 +399,30 @@ class Deduplicator:
     def statistics(self) -> dict[str, int]:
         """``cache_size``, ``cache_hits``, ``cache_misses``, ``joined``, ``in_flight``."""
         with self._lock:
+            served: Counter[str] = sum(self._served.values(), Counter())
             return {
                 "cache_size": len(self._cache),
-                "cache_hits": self._counts["cache_hits"],
-                "cache_misses": self._counts["cache_misses"],
-                "joined": self._counts["joined"],
+                "cache_hits": served["cache_hits"],
+                "cache_misses": served["cache_misses"],
+                "joined": served["joined"],
                 "in_flight": len(self._flights),
             }
+
+    def request_stats(self) -> dict[str, dict[str, int]]:
+        """``joined`` and ``cache_hits`` by model: whom no run of their own served."""
+        with self._lock:
+            return {
+                model: {name: served[name] for name in ("joined", "cache_hits")}
+                for model, served in self._served.items()
+            }
+
+
+def _refused(
+    engine: AsyncInferenceEngine, request: InferenceRequest, error: LLMStreamError
+) -> LLMStreamError:
+    """*error*, in the engine's books."""
+    engine.count_refusal(request, error)
+    return error
 
 
 def _reprioritize(flight: _Flight) -> bool:

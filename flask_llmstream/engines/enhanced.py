@@ -15,10 +15,11 @@ from ..core.deadlines import Deadline
 from ..core.messages import InferenceRequest
 from ..exceptions import ConfigurationError, EngineClosedError, UnknownModelError
 from ..typing import ANYONE
-from .asynchronous import TOTALS, AsyncInferenceEngine
+from .asynchronous import AsyncInferenceEngine
 from .balancing import BalancedBackend, LoadBalanceStrategy
 from .batching import BatchLimits
 from .dedup import Deduplicator, dedup_key
+from .ledger import TOTALS, add_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -101,6 +102,7 @@ class InferenceEngineEnhanced:
         self._lock = runtime.allocate_lock()
         self._leaving: set[AsyncInferenceEngine] = set()  # Of unregistered models.
         self._left_totals: Counter[str] = Counter()
+        self._left_figures: dict[str, dict[str, Any]] = {}  # By model.
         self._refusal: EngineClosedError | None = None
         self._is_started = False
 
@@ -147,10 +149,11 @@ class InferenceEngineEnhanced:
 
     def _see_off(self, engine: AsyncInferenceEngine) -> None:
         engine.shutdown(timeout_seconds=None)
-        stats = engine.worker_stats()
+        stats, figures = engine.worker_stats(), engine.request_stats()
         with self._lock:
             self._leaving.discard(engine)
             self._left_totals.update({name: stats[name] for name in TOTALS})
+            self._left_figures = _merged(self._left_figures, figures)
 
     def available_models(self) -> list[str]:
         """The ids of all models, in the order of their registration."""
@@ -337,6 +340,18 @@ class InferenceEngineEnhanced:
             sums.update(each)
         return {name: sums[name] for name in (*names, *TOTALS)}
 
+    def request_stats(self) -> dict[str, dict[str, Any]]:
+        """
+        What became of the requests, by model; see `LLMStream.stats` for the figures. A
+        caller whom the cache served, or another one's run, is counted as that alone.
+        """
+        with self._lock:
+            left = self._left_figures
+            engines = [*self._engines.values(), *self._leaving]
+        return _merged(
+            left, self._dedup.request_stats(), *(engine.request_stats() for engine in engines)
+        )
+
     def statistics(self) -> dict[str, Any]:
         """
         `queue_stats` and `worker_stats`; ``cache_size``, ``cache_hits``, ``cache_misses``,
@@ -412,3 +427,11 @@ class InferenceEngineEnhanced:
 
 def _remaining(until: float) -> float | None:
     return None if until == inf else max(0.0, until - monotonic())
+
+
+def _merged(*several: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Figures by model, those of one model added up."""
+    return {
+        model: add_up(each[model] for each in several if model in each)
+        for model in dict.fromkeys(model for each in several for model in each)
+    }

@@ -1,4 +1,4 @@
-"""OpenAI's routes: chat completions and models."""
+"""OpenAI's routes: chat completions, completions and models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dialects import (
     OpenAIChatDialect,
+    OpenAICompletionsDialect,
     anthropic_model,
     anthropic_model_list,
     model_list,
@@ -37,6 +38,7 @@ def openai_blueprint(
 ) -> Blueprint:
     """See `LLMStream.openai_blueprint`."""
     chat = OpenAIChatDialect()
+    completion = OpenAICompletionsDialect()
     routes = Routes(
         llm,
         name=name,
@@ -50,6 +52,10 @@ def openai_blueprint(
     @routes.blueprint.post("/chat/completions")
     def chat_completions() -> Response:
         return routes.answer(chat)
+
+    @routes.blueprint.post("/completions")
+    def completions() -> Response:
+        return routes.answer(completion)
 
     @routes.blueprint.get("/models")
     def list_models() -> Response:

@@ -6,6 +6,7 @@ from .anthropic_objects import anthropic_model, anthropic_model_list
 from .native import NativeDialect
 from .ollama import OllamaChatDialect, OllamaGenerateDialect
 from .openai_chat import OpenAIChatDialect
+from .openai_completions import OpenAICompletionsDialect
 from .openai_objects import model_list, model_object
 from .openai_responses import OpenAIResponsesDialect
 from .parsed import Parsed
@@ -17,6 +18,7 @@ __all__ = [
     "OllamaChatDialect",
     "OllamaGenerateDialect",
     "OpenAIChatDialect",
+    "OpenAICompletionsDialect",
     "OpenAIResponsesDialect",
     "Parsed",
     "anthropic_model",

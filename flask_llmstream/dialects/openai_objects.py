@@ -19,6 +19,7 @@ __all__ = [
     "FINGERPRINT",
     "call_id",
     "error_object",
+    "finite_logprob",
     "logprob_list",
     "logprobs_object",
     "model_list",
@@ -103,11 +104,16 @@ def logprobs_object(tokens: Sequence[Token], top_logprobs: int) -> dict[str, Any
     return {"content": content, "refusal": None} if content else None
 
 
+def finite_logprob(logprob: float) -> float:
+    """*logprob* as JSON can have it."""
+    # In this order max() takes the bound for NaN too.
+    return max(_LOWEST_LOGPROB, logprob)
+
+
 def _position(token: str, logprob: float) -> dict[str, Any]:
     return {
         "token": token,
-        # In this order max() takes the bound for NaN too.
-        "logprob": max(_LOWEST_LOGPROB, logprob),
+        "logprob": finite_logprob(logprob),
         "bytes": list(token.encode("utf-8", "surrogatepass")),
     }
 

@@ -65,6 +65,7 @@ from .exceptions import (
 )
 from .extension import LLMStream
 from .handler import StreamingHandler
+from .reconnecting import Backoff
 from .responses import Outcome
 from .stores import MemoryStore
 from .typing import (
@@ -86,6 +87,7 @@ __all__ = [
     "AsyncInferenceEngine",
     "AuthenticationError",
     "Backend",
+    "Backoff",
     "BackpressurePolicy",
     "BatchBackend",
     "CallbackBackend",

@@ -22,7 +22,7 @@ LAYERS = (
     {"core"},
     {"framing"},
     {"dialects"},
-    {"client"},
+    {"client", "reconnecting"},
     {"engines", "stores", "instrumentation"},
     {"backends", "models"},
     {

@@ -107,7 +107,10 @@ def test_every_public_method_of_the_extension_says_what_it_does(name):
         (AsyncInferenceEngine.wait_for_completion, ["timeout_seconds"]),
         (AsyncInferenceEngine.shutdown, ["timeout_seconds"]),
         (InferenceHandle.get, ["timeout_seconds"]),
-        (StreamReader, ["chunks", "framing", "terminal", "max_event_bytes"]),
+        (
+            StreamReader,
+            ["chunks", "framing", "terminal", "max_event_bytes", "reconnect", "backoff"],
+        ),
         (StreamingHandler.format_sse_event, ["token", "request_id", "index", "done"]),
         (StreamingHandler.format_done_event, ["request_id"]),
         (StreamingHandler.format_chunked_data, ["data"]),

@@ -27,7 +27,7 @@ def check(service, url):
     def check(reader, scenario, ask):
         with service.play(scenario) as performance:
             answer = ask(job_for(scenario, reader.dialect, url))
-            assert answer.brief() == reader.expects(scenario).brief()
+            assert reader.tells(answer).brief() == reader.expects(scenario).brief()
             if scenario.is_submitted:
                 # Before the gate opens: a backend that waits there was told all the same.
                 assert isinstance(performance.error(), scenario.ends)

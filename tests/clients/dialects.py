@@ -201,6 +201,13 @@ OLLAMA_CHAT = Dialect("", _ollama_chat, untold=frozenset({"call ids", "code"}))
 OLLAMA_GENERATE = Dialect(
     "", _prompt, has=frozenset({"reasoning"}), untold=frozenset({"call ids", "code"})
 )
+NATIVE = Dialect("/stream", _openai_chat)
+PLAIN_TEXT = Dialect(
+    "/stream",
+    _openai_chat,
+    has=frozenset({"chat"}),
+    untold=frozenset({"finish", "usage", "code", "message"}),
+)
 
 
 def heard(messages):

@@ -37,6 +37,10 @@ class Reader:
         answer = scenario.streamed if self.streams else scenario.whole
         if answer is None or not scenario.needs <= self.dialect.has:
             return None
+        return self.tells(answer)
+
+    def tells(self, answer):
+        """*answer* without what it cannot know."""
         return answer.without(self.dialect.untold | self.untold)
 
 

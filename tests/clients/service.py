@@ -26,6 +26,7 @@ BLUEPRINTS = {
     "anthropic_blueprint": "/v1",
     "ollama_blueprint": "/api",
     "ai_sdk_blueprint": "/api/ai",
+    "native_blueprint": "/stream",
 }
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from . import read_anthropic, read_ollama, read_openai
+from . import read_anthropic, read_native, read_ollama, read_openai
 from .answers import LeftError, Reading
-from .dialects import ANTHROPIC, OLLAMA_CHAT, OLLAMA_GENERATE, OPENAI_CHAT
+from .dialects import (
+    ANTHROPIC,
+    NATIVE,
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    OPENAI_CHAT,
+    PLAIN_TEXT,
+)
 from .readers import Reader, cases
 
 READERS = (
@@ -23,6 +30,10 @@ READERS = (
     Reader("ollama chat whole", OLLAMA_CHAT, read_ollama.chat_whole, streams=False),
     Reader("ollama generate", OLLAMA_GENERATE, read_ollama.generate_stream),
     Reader("ollama generate whole", OLLAMA_GENERATE, read_ollama.generate_whole, streams=False),
+    Reader("StreamReader sse", NATIVE, read_native.sse),
+    Reader("StreamReader ndjson", NATIVE, read_native.ndjson),
+    Reader("httpx text", PLAIN_TEXT, read_native.text),
+    Reader("httpx json", NATIVE, read_native.whole, streams=False),
 )
 
 

@@ -690,6 +690,16 @@ class TestArguments:
         with pytest.raises(EngineError, match="called 'f'"):
             render(*items)
 
+    def test_they_are_as_the_model_wrote_them(self):
+        parsed = parse()
+        call = ToolCall(
+            "t", "f", '{"a": 1.10,\n "b": 12345678901234567890123.0, "c": "\\u00e9\u2028"}'
+        )
+
+        whole = DIALECT.document(parsed, InferenceResponse(tool_calls=[call]))
+
+        assert rb'{"a":1.10,"b":12345678901234567890123.0,"c":"\u00e9\u2028"}' in whole
+
     @pytest.mark.parametrize("reason", ["length", "content_filter"])
     def test_a_call_that_was_cut_has_no_input_yet(self, reason):
         items = (ToolCallDelta(0, id="t", name="f", arguments='{"a":'), Finish(reason))
@@ -825,7 +835,13 @@ def replay():
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**53), 2**53),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=5),
+    ),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )  # fmt: skip

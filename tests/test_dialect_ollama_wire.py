@@ -243,9 +243,9 @@ class TestToolCalls:
         renderer = make_renderer()
         renderer.render(ToolCallDelta(0, id="c", name="f", arguments=wrong))
 
-        with pytest.raises(ValueError, match="not a JSON object"):
+        with pytest.raises(EngineError, match="no JSON object"):
             renderer.end(response(reason="tool_calls"))
-        with pytest.raises(ValueError, match="not a JSON object"):
+        with pytest.raises(EngineError, match="no JSON object"):
             CHAT.document(parsed(), response(tool_calls=(ToolCall("c", "f", wrong),)))
 
     @pytest.mark.parametrize("reason", ["length", "content_filter"])

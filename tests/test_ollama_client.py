@@ -391,7 +391,10 @@ def test_a_wrong_key(url):
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("breaks", "The model server is gone."), ("mumbles", "The answer could not be rendered.")],
+    [
+        ("breaks", "The model server is gone."),
+        ("mumbles", "The model called 'f' with arguments that are no JSON object."),
+    ],
 )
 def test_an_error_in_the_middle_of_a_stream(client, model, message):
     stream = client.chat(model, HI, stream=True)

@@ -28,11 +28,12 @@ from .anthropic_messages import (
     read_tool_choice,
     read_tools,
 )
-from .anthropic_objects import error_object, stop_reason, tool_input, usage_object
+from .anthropic_objects import error_object, stop_reason, usage_object
 from .blocks import Block, BlockKind, BlockRenderer, blocks_of
 from .decoding import convert, decode, invalid, one_of
 from .encoding import encode
 from .parsed import Parsed
+from .tool_arguments import CUT_REASONS, read_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -231,9 +232,15 @@ def _content_block(block: Block, finish_reason: str) -> dict[str, Any]:
             "type": "tool_use",
             "id": block.id,
             "name": block.name,
-            "input": tool_input(block.name, block.text, finish_reason),
+            "input": _tool_input(block.name, block.text, finish_reason),
         }
     return {"type": "text", "text": block.text}
+
+
+def _tool_input(name: str, arguments: str, finish_reason: str) -> msgspec.Raw:
+    """An empty one for a call that was cut, whose stop reason says that it is not whole."""
+    value = read_arguments(name, arguments, is_cut=finish_reason in CUT_REASONS)
+    return msgspec.Raw(b"{}") if value is None else value
 
 
 # Of the blocks' deltas: type, and the key of the text.
@@ -282,7 +289,7 @@ class _EventRenderer(BlockRenderer):
         choice = response.choices[0]
         for call in choice.tool_calls:
             # The pieces are out already. What cannot be a document is no whole stream, either.
-            tool_input(call.name, call.arguments, choice.finish_reason)
+            _tool_input(call.name, call.arguments, choice.finish_reason)
         delta = {"stop_reason": stop_reason(choice), "stop_sequence": choice.stop_sequence}
         usage = usage_object(response.usage)
         return self._event("message_delta", delta=delta, usage=usage) + self._event("message_stop")

@@ -6,9 +6,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ..core.messages import Usage
-from ..exceptions import EngineError
 from .encoding import encode
-from .tool_arguments import CUT_REASONS, read_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +20,6 @@ __all__ = [
     "error_object",
     "stop_reason",
     "token_count",
-    "tool_input",
     "usage_object",
 ]
 
@@ -50,24 +47,6 @@ def stop_reason(choice: Choice) -> str:
     if choice.refusal:
         return "refusal"
     return "tool_use" if choice.tool_calls else "end_turn"
-
-
-def tool_input(name: str, arguments: str, finish_reason: str) -> dict[str, Any]:
-    """
-    The `input` of a call, for which there is no other form than an object.
-
-    Empty arguments are an empty object, and so is what `max_tokens` or a filter has cut:
-    the stop reason says that it is not whole.
-
-    Raises:
-        EngineError: The model wrote something else.
-    """
-    value = read_arguments(arguments)
-    if value is not None:
-        return value
-    if finish_reason in CUT_REASONS:
-        return {}
-    raise EngineError(f"The model called {name!r} with arguments that are no JSON object.")
 
 
 def usage_object(usage: Usage | None) -> dict[str, Any]:

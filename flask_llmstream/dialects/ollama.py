@@ -34,6 +34,7 @@ from .blocks import BlockKind, BlockRenderer
 from .encoding import encode
 from .ollama_body import ParsedOllama, read_chat, read_generate
 from .openai_objects import logprob_list
+from .tool_arguments import CUT_REASONS, read_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
     from .parsed import Parsed
 
 __all__ = ["OllamaChatDialect", "OllamaGenerateDialect"]
-
-_CUT = frozenset({"length", "content_filter"})
-"""Reasons for an end in the middle of what the model meant to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +112,13 @@ class _OllamaDialect(ABC):
         The whole answer as one object.
 
         Raises:
-            ValueError: A tool call has no JSON object for its arguments.
+            EngineError: A tool call has no JSON object for its arguments.
         """
         choice = response.choices[0]
         said: dict[str, Any] = {"content": choice.text + choice.refusal}
         if choice.reasoning and _shows_thinking(parsed):
             said["thinking"] = choice.reasoning
-        calls = _call_objects(choice.tool_calls, is_cut=choice.finish_reason in _CUT)
+        calls = _call_objects(choice.tool_calls, is_cut=choice.finish_reason in CUT_REASONS)
         if calls:
             said["tool_calls"] = calls
         rest = _end_of(response)
@@ -227,24 +225,11 @@ def _nanoseconds(seconds: float) -> int:
 def _call_objects(calls: Iterable[ToolCall], *, is_cut: bool) -> list[dict[str, Any]]:
     objects = []
     for call in calls:
-        arguments = _arguments(call.arguments)
+        arguments = read_arguments(call.name, call.arguments, is_cut=is_cut)
         if arguments is not None:
             function = {"name": call.name, "arguments": arguments}
             objects.append({"id": call.id, "function": function})
-        elif not is_cut:
-            raise ValueError("the arguments of a tool call are not a JSON object")
     return objects
-
-
-def _arguments(text: str) -> dict[str, Any] | None:
-    """The JSON object that *text* is; None where it is none, or not all of one."""
-    if not text.strip():
-        return {}  # What some models write for a function without parameters.
-    try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _error_object(error: LLMStreamError) -> dict[str, Any]:
@@ -287,7 +272,7 @@ class _LineRenderer(BlockRenderer):
         return frame + self._line({"content": ""}) if self._logprobs else frame
 
     def end(self, response: InferenceResponse) -> bytes:
-        self._is_cut = response.choices[0].finish_reason in _CUT
+        self._is_cut = response.choices[0].finish_reason in CUT_REASONS
         return super().end(response)
 
     def opened(self, block: Block) -> bytes:  # noqa: ARG002

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
+
+from ..exceptions import EngineError
 
 __all__ = ["CUT_REASONS", "read_arguments"]
 
@@ -12,12 +12,29 @@ CUT_REASONS = frozenset({"length", "content_filter"})
 """Finish reasons for an end in the middle of what the model meant to say."""
 
 
-def read_arguments(text: str) -> dict[str, Any] | None:
-    """The JSON object that *text* is; None where it is none, or not all of one."""
+def read_arguments(name: str, text: str, *, is_cut: bool) -> msgspec.Raw | None:
+    """
+    The JSON object that *text* is, as the model wrote it, on one line.
+
+    Args:
+        name: The function's.
+        text: The call's arguments. Some models write none where there are no parameters.
+        is_cut: Whether the answer ended before its time.
+
+    Returns:
+        None for what was cut.
+
+    Raises:
+        EngineError: *text* is something else. It is the model's mistake; another try may
+            do better.
+    """
     if not text.strip():
-        return {}  # What some models write for a function without parameters.
+        return msgspec.Raw(b"{}")
     try:
-        value = msgspec.json.decode(text)
+        if isinstance(msgspec.json.decode(text), dict):
+            return msgspec.Raw(msgspec.json.format(text.encode(), indent=-1))
     except (msgspec.DecodeError, RecursionError):
+        pass
+    if is_cut:
         return None
-    return value if isinstance(value, dict) else None
+    raise EngineError(f"The model called {name!r} with arguments that are no JSON object.")

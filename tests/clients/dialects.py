@@ -66,6 +66,42 @@ def _openai_message(message):
     return spoken
 
 
+def _openai_responses(scenario):
+    body = {
+        "model": scenario.model or scenario.name,
+        "input": [item for message in scenario.messages for item in _response_items(message)],
+    }
+    if scenario.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "name": function.name,
+                "parameters": function.parameters,
+                "strict": False,
+            }
+            for function in scenario.tools
+        ]
+    return body
+
+
+def _response_items(message):
+    if message.tool_call_id:
+        yield {
+            "type": "function_call_output",
+            "call_id": message.tool_call_id,
+            "output": message.text,
+        }
+    elif message.text:
+        yield {"role": message.role, "content": message.text}
+    for call in message.tool_calls:
+        yield {
+            "type": "function_call",
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments,
+        }
+
+
 def _anthropic(scenario):
     turns = [message for message in scenario.messages if message.role != "system"]
     body = {
@@ -193,6 +229,10 @@ def _ui_parts(message, results):
 
 
 OPENAI_CHAT = Dialect("/v1", _openai_chat)
+OPENAI_COMPLETION = Dialect("/v1", _prompt, has=frozenset())
+OPENAI_RESPONSES = Dialect("/v1", _openai_responses)
+AI_SDK_OPENAI_COMPLETION = Dialect("/v1", _ai_sdk, has=frozenset())
+AI_SDK_OPENAI_RESPONSES = Dialect("/v1", _ai_sdk)
 AI_SDK_OPENAI_CHAT = Dialect("/v1", _ai_sdk)
 ANTHROPIC = Dialect("", _anthropic, untold=frozenset({"code"}))
 AI_SDK_ANTHROPIC = Dialect("/v1", _ai_sdk, untold=frozenset({"code"}))

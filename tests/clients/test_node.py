@@ -10,11 +10,13 @@ import pytest
 from .dialects import (
     AI_SDK_ANTHROPIC,
     AI_SDK_OPENAI_CHAT,
+    AI_SDK_OPENAI_COMPLETION,
     AI_SDK_UI,
     ANTHROPIC,
     OLLAMA_CHAT,
     OLLAMA_GENERATE,
     OPENAI_CHAT,
+    OPENAI_COMPLETION,
 )
 from .reader_process import ReaderProcess
 from .readers import Reader, cases
@@ -26,6 +28,8 @@ READERS = (
     Reader("openai-node chat", OPENAI_CHAT),
     Reader("openai-node chat helper", OPENAI_CHAT),
     Reader("openai-node chat whole", OPENAI_CHAT, streams=False),
+    Reader("openai-node completion", OPENAI_COMPLETION),
+    Reader("openai-node completion whole", OPENAI_COMPLETION, streams=False),
     Reader("anthropic-node", ANTHROPIC),
     Reader("anthropic-node helper", ANTHROPIC),
     Reader("anthropic-node whole", ANTHROPIC, streams=False),
@@ -41,6 +45,8 @@ READERS = (
         streams=False,
         untold=frozenset({"reasoning"}),
     ),
+    Reader("ai-sdk openai completion", AI_SDK_OPENAI_COMPLETION),
+    Reader("ai-sdk openai completion whole", AI_SDK_OPENAI_COMPLETION, streams=False),
     Reader("ai-sdk openai-compatible", AI_SDK_OPENAI_CHAT),
     Reader("ai-sdk openai-compatible whole", AI_SDK_OPENAI_CHAT, streams=False),
     Reader("ai-sdk anthropic", AI_SDK_ANTHROPIC),

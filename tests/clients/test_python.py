@@ -12,6 +12,7 @@ from .dialects import (
     OLLAMA_CHAT,
     OLLAMA_GENERATE,
     OPENAI_CHAT,
+    OPENAI_COMPLETION,
     PLAIN_TEXT,
 )
 from .readers import Reader, cases
@@ -21,6 +22,13 @@ READERS = (
     Reader("openai chat async", OPENAI_CHAT, read_openai.chat_stream_async),
     Reader("openai chat helper", OPENAI_CHAT, read_openai.chat_helper),
     Reader("openai chat whole", OPENAI_CHAT, read_openai.chat_whole, streams=False),
+    Reader("openai completion", OPENAI_COMPLETION, read_openai.completion_stream),
+    Reader(
+        "openai completion whole",
+        OPENAI_COMPLETION,
+        read_openai.completion_whole,
+        streams=False,
+    ),
     Reader("anthropic", ANTHROPIC, read_anthropic.messages_stream),
     Reader("anthropic async", ANTHROPIC, read_anthropic.messages_stream_async),
     Reader("anthropic helper", ANTHROPIC, read_anthropic.messages_helper),

@@ -9,6 +9,8 @@ globalThis.AI_SDK_LOG_WARNINGS = false;
 
 const PROVIDERS = {
   "ai-sdk openai chat": (settings, model) => createOpenAI(settings).chat(model),
+  "ai-sdk openai completion": (settings, model) => createOpenAI(settings).completion(model),
+  "ai-sdk openai responses": (settings, model) => createOpenAI(settings).responses(model),
   "ai-sdk openai-compatible": (settings, model) =>
     createOpenAICompatible({ ...settings, name: "bench", includeUsage: true })(model),
   "ai-sdk anthropic": (settings, model) => createAnthropic(settings)(model),

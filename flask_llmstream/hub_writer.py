@@ -36,6 +36,19 @@ class HubWriter:
         written_at: When the hub wrote last, monotonic.
     """
 
+    __slots__ = (
+        "_error",
+        "_is_chunked",
+        "_is_hubs",
+        "_parker",
+        "_response",
+        "_send",
+        "_sock",
+        "_task",
+        "_unsent",
+        "written_at",
+    )
+
     def __init__(self, sock: Any, response: Any) -> None:
         self._sock = sock
         self._send: Callable[[bytes], int] = sock._sock.send
@@ -86,14 +99,16 @@ class HubWriter:
         self._is_hubs = True
         self.written_at = monotonic()
 
-        def write() -> None:
+        def write(now: float) -> None:
             # The hot path, once for each stream that has something, in a drain of the hub.
             if not self._is_hubs:
                 return
             if channel.has_items:
                 try:
-                    data = b"".join(map(render, source.receive(0)))
+                    items = source.take(now)
+                    data = render(items[0]) if len(items) == 1 else b"".join(map(render, items))
                     if data:
+                        self.written_at = now
                         self._write(data)
                 except Exception as error:
                     self._error = error
@@ -105,7 +120,7 @@ class HubWriter:
         task.function = write
         channel.publish(task)
         try:
-            write()  # What came before it was published.
+            write(monotonic())  # What came before it was published.
             while self._is_hubs:
                 until = min(self.written_at + heartbeat_seconds, source.due_at)
                 if monotonic() >= until:
@@ -122,7 +137,6 @@ class HubWriter:
     def _write(self, data: bytes) -> None:
         self._response.sent += len(data)
         payload = encode_chunk(data) if self._is_chunked else data
-        self.written_at = monotonic()
         try:
             sent = self._send(payload)
         except BlockingIOError:

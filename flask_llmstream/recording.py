@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .core import runtime
-from .core.channel import Channel
+from .core.channel import NOW, Channel
 from .core.messages import InferenceResponse
 from .exceptions import (
     IncompleteStreamError,
@@ -85,9 +85,9 @@ class Recording:
         keep_seconds: How long the events are kept after the end.
         on_close: Called once, when the answer is whole or has failed.
         has_ids: Whether events carry ids, by which EventSource comes back by itself.
+        stream_id: 32 hexadecimal digits that nobody can guess; empty for new ones.
 
     Attributes:
-        stream_id: Unguessable.
         position: Of the last event so far.
         is_stored: Whether the store keeps it, so far.
 
@@ -106,8 +106,9 @@ class Recording:
         keep_seconds: float,
         on_close: Callable[[], None],
         has_ids: bool = True,
+        stream_id: str = "",
     ) -> None:
-        self.stream_id = secrets.token_hex(16)
+        self.stream_id = stream_id or secrets.token_hex(16)
         self.owner = owner
         self.position = 0
         self._renderer = renderer
@@ -293,6 +294,10 @@ class Replay:
         self._position += len(events)
         return events
 
+    def take(self, now: float) -> list[Item]:  # noqa: ARG002 - see `due_at`
+        """What there is; never waits."""
+        return self.receive(NOW)
+
     def leave(self, reason: LLMStreamError) -> None:
         """Stop reading. Who has no event yet has no id to come back with."""
         self.channel.close(reason)
@@ -347,12 +352,13 @@ class Recordings:
         on_close: Callable[[], None],
         has_ids: bool = True,
         begins_at_once: bool = False,
+        stream_id: str = "",
     ) -> Replay | None:
         """
         Begin to record, for the first reader. See `Recording`.
 
-        The stream begins with the first item, so that an error before it may have a status
-        of its own, or *at once*; then such an error is told in the stream.
+        Where it *begins_at_once*, an error before the first item is told in the stream; else
+        it may get a status of its own.
 
         Returns:
             None where it cannot be said whose the stream is; nothing is recorded then.
@@ -376,6 +382,7 @@ class Recordings:
             keep_seconds=keep_seconds,
             on_close=on_close,
             has_ids=has_ids,
+            stream_id=stream_id,
         )
         if not recording.is_stored:
             return None

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from .core import runtime
+from .core.channel import NOW
 from .core.messages import InferenceResponse
 from .exceptions import (
     DeadlineExceededError,
@@ -90,6 +91,16 @@ class Reception:
     Thread safety: one consumer; `leave` from any thread, finalizers included.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_has_item",
+        "_item_at",
+        "_total_at",
+        "budgets",
+        "channel",
+        "handle",
+    )
+
     def __init__(
         self,
         channel: Channel | ChannelGroup,
@@ -131,6 +142,12 @@ class Reception:
         elif not self.channel.closed:
             self._check_budgets()
         return batch
+
+    def take(self, now: float) -> list[Item]:
+        """What there is at *now* (monotonic), and there is something; never waits."""
+        self._has_item = True
+        self._item_at = now + self.budgets.idle_seconds
+        return self.channel.receive_batch(NOW)
 
     def _check_budgets(self) -> None:
         now = monotonic()

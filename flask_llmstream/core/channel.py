@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from .messages import InferenceResponse, Item
     from .runtime import HubTask, Parker
 
-__all__ = ["Channel", "parker_here"]
+__all__ = ["NOW", "Channel", "parker_here"]
+
+NOW = -inf
+"""Until when `receive_batch` waits that does not wait."""
 
 _ITEM_OVERHEAD = 64
 """What an item that is more than plain text is taken to weigh beside its text, bytes."""
@@ -131,10 +134,23 @@ class Channel:
             SlowReaderError: More than `max_bytes` wait, or it stayed full for
                 `slow_reader_seconds`.
         """
-        weight = _weight(item)
-        if not self._is_full(weight):
+        # The path of most tokens, so it is written out.
+        weight = len(item) if type(item) is str and item.isascii() else _weight(item)
+        items = self._items
+        if self._batches != self._batches_seen:
+            self._batches_seen = self._batches
+            self._bytes = 0
+        waiting = len(items)
+        if not waiting or (waiting < self._size and self._bytes + weight <= self._max_bytes):
+            if self.closed:
+                return False
             self._full_since = inf
-            return self._append(item, weight)
+            self._bytes += weight
+            items.append(item)
+            waiter = self._waiting
+            if waiter is not None:
+                waiter.unpark()
+            return True
         if self.closed:
             return False
         if self._bytes + weight > self._max_bytes:
@@ -270,7 +286,8 @@ class Channel:
         self._woken = False
         self._batches += 1  # Before the count of what is there: see `_is_full`.
         # As many as there are now: a fast producer must not hold us here.
-        batch = [items.popleft() for _ in range(len(items))]
+        count = len(items)
+        batch = [items.popleft()] if count == 1 else [items.popleft() for _ in range(count)]
         blocked = self._blocked
         if blocked is not None:
             blocked.unpark()

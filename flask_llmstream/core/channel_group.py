@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from .channel import parker_here
+from .channel import NOW, parker_here
 from .messages import Token, Usage
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from .runtime import HubTask, Parker
 
 __all__ = ["ChannelGroup"]
-
-_NOW = -inf
 
 
 class ChannelGroup:
@@ -109,7 +107,7 @@ class ChannelGroup:
         batch: list[Item] = []
         for channel, start in self._channels:
             if channel.has_items:
-                batch += _numbered(channel.receive_batch(_NOW), start)
+                batch += _numbered(channel.receive_batch(NOW), start)
         return batch
 
 

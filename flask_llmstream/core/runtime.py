@@ -235,7 +235,8 @@ class HubTask:
     must not wait, and takes constant time.
 
     Attributes:
-        function: None for nothing to do (any more).
+        function: Called with the monotonic time, read once for several tasks; None for
+            nothing to do (any more).
     """
 
     __slots__ = ("_is_posted", "_mailbox", "function")
@@ -243,20 +244,24 @@ class HubTask:
     def __init__(self, mailbox: _Mailbox) -> None:
         self._mailbox = mailbox
         self._is_posted = False
-        self.function: Callable[[], Any] | None = None
+        self.function: Callable[[float], Any] | None = None
 
     def unpark(self) -> None:
         """Have it run soon. Any thread; never blocks. Named as a parker's, whose place it takes."""
-        if not self._is_posted:
-            self._is_posted = True
-            self._mailbox.post(self)
+        if self._is_posted:
+            return
+        self._is_posted = True
+        mailbox = self._mailbox
+        mailbox.ready.append(self)
+        if not mailbox.is_posted:
+            mailbox.send()
 
-    def resume(self) -> None:
+    def resume(self, now: float) -> None:
         # Reset before the call: what comes during it posts again.
         self._is_posted = False
         function = self.function
         if function is not None:
-            function()
+            function(now)
 
 
 _LONGEST_DRAIN_SECONDS = 0.005
@@ -268,8 +273,8 @@ class _Mailbox:
 
     def __init__(self, hub: Any) -> None:
         self._hub: weakref.ref[Any] = weakref.ref(hub)
-        self._ready: deque[_GreenletParker | Interruptible | HubTask | Callable[[], Any]] = deque()
-        self._is_posted = False
+        self.ready: deque[_GreenletParker | Interruptible | HubTask | Callable[[], Any]] = deque()
+        self.is_posted = False
         self._parked = 0
         self._getcurrent = sys.modules["greenlet"].getcurrent
         # Referenced only while someone is parked: a standing reference would keep
@@ -308,12 +313,13 @@ class _Mailbox:
 
     def post(self, item: _GreenletParker | Interruptible | HubTask | Callable[[], Any]) -> None:
         """Any thread: resume a waiter, or run a function in a greenlet of its own."""
-        self._ready.append(item)
-        if not self._is_posted:
-            self._send()
+        self.ready.append(item)
+        if not self.is_posted:
+            self.send()
 
-    def _send(self) -> None:
-        self._is_posted = True
+    def send(self) -> None:
+        """Have the hub look, soon."""
+        self.is_posted = True
         try:
             self._watcher.send()
         except ValueError:
@@ -321,23 +327,28 @@ class _Mailbox:
 
     def _drain(self) -> None:
         # Reset before the count: whoever is not in it sends again.
-        self._is_posted = False
-        ready = self._ready
-        until = monotonic() + _LONGEST_DRAIN_SECONDS
-        for number in range(len(ready)):
-            if not number % _ITEMS_BETWEEN_LOOKS and number and monotonic() >= until:
-                # New connections and requests must come in between.
-                self._send()
-                return
+        self.is_posted = False
+        ready = self.ready
+        now = monotonic()
+        until = now + _LONGEST_DRAIN_SECONDS
+        for number in range(1, len(ready) + 1):
             item = ready.popleft()
             try:
-                if isinstance(item, (_GreenletParker, HubTask, Interruptible)):
+                if type(item) is HubTask:
+                    item.resume(now)
+                elif isinstance(item, (_GreenletParker, Interruptible)):
                     item.resume()
                 else:
                     sys.modules["gevent"].spawn(item)
             except BaseException:
                 # One broken waiter must not strand the others behind it.
                 self.hub.handle_error(self, *sys.exc_info())
+            if not number % _ITEMS_BETWEEN_LOOKS:
+                now = monotonic()
+                if now >= until:
+                    # Connections and requests must come in between.
+                    self.send()
+                    return
 
 
 _mailboxes: weakref.WeakKeyDictionary[Any, _Mailbox] = weakref.WeakKeyDictionary()

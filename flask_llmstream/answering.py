@@ -121,7 +121,7 @@ class Answer:
         response = complete(self._call, admitted, budgets, on_finish)
         return Response(
             render_document(self._dialect, parsed, response),
-            headers=self._headers_for(parsed.request),
+            headers=self._headers_for(parsed.request.request_id),
         )
 
     def stream(
@@ -150,8 +150,9 @@ class Answer:
             )
             if replay is not None:
                 # A renderer of its own: what it says to this reader alone is not recorded.
-                return self.replay(replay, self._dialect.renderer(parsed, self._framing), request)
-        return self._respond(reception, renderer, finish, request)
+                alone = self._dialect.renderer(parsed, self._framing)
+                return self.replay(replay, alone, request.request_id)
+        return self._respond(reception, renderer, finish, request.request_id)
 
     def begin(
         self,
@@ -160,6 +161,7 @@ class Answer:
         budgets: Budgets,
         *,
         identity: Any,
+        stream_id: str,
         keep_seconds: float,
     ) -> tuple[InferenceHandle, Replay]:
         """
@@ -170,6 +172,7 @@ class Answer:
             admitted: Its requests.
             budgets: Of the answer.
             identity: Who may read it.
+            stream_id: Under which it is recorded; see `Recording`.
             keep_seconds: How long it can be read after its end.
 
         Returns:
@@ -191,24 +194,23 @@ class Answer:
             on_close=self._named(parsed, call.finisher(submission)),
             has_ids=False,
             begins_at_once=True,
+            stream_id=stream_id,
         )
         if replay is None:
             submission.handle.cancel()
             raise EngineError("The answer cannot be recorded.")
         return submission.handle, replay
 
-    def replay(
-        self, replay: Replay, renderer: EventRenderer, request: InferenceRequest
-    ) -> Response:
+    def replay(self, replay: Replay, renderer: EventRenderer, request_id: str = "") -> Response:
         """
         What *replay* gives.
 
         Args:
             replay: One reader of a recorded answer.
             renderer: For this reader's heartbeats, and the errors that are its own.
-            request: Whose id is told.
+            request_id: Of the answer's request, where that is known.
         """
-        return self._respond(replay, ReplayRenderer(renderer), _nothing, request)
+        return self._respond(replay, ReplayRenderer(renderer), _nothing, request_id)
 
     def rest(self, parsed: Parsed, identify: Callable[[], Any]) -> Response | None:
         """
@@ -223,16 +225,16 @@ class Answer:
             return None
         replay = self._recordings.replay(id, identity=identify(), settings=self._call.settings)
         if replay.is_at_end:
-            return Response(status=204, headers=self._headers_for(parsed.request))
+            return Response(status=204, headers=self._headers_for(parsed.request.request_id))
         renderer = self._dialect.renderer(parsed, self._framing)
-        return self.replay(replay, renderer, parsed.request)
+        return self.replay(replay, renderer, parsed.request.request_id)
 
     def _respond(
         self,
         source: Reception | Replay,
         renderer: EventRenderer,
         on_close: Callable[[], None],
-        request: InferenceRequest,
+        request_id: str,
     ) -> Response:
         call = self._call
         body = StreamBody(source, renderer, call.connection, call.settings, on_close)
@@ -242,7 +244,7 @@ class Answer:
             body.close()
             raise
         call.unless_answered(body.close)
-        return Response(body, headers=self._headers_for(request), direct_passthrough=True)
+        return Response(body, headers=self._headers_for(request_id), direct_passthrough=True)
 
     def _named(self, parsed: Parsed, finish: Callable[[], None]) -> Callable[[], None]:
         """*finish*, until which the answer can be ended by its id."""
@@ -257,9 +259,9 @@ class Answer:
 
         return forget
 
-    def _headers_for(self, request: InferenceRequest) -> dict[str, str]:
+    def _headers_for(self, request_id: str) -> dict[str, str]:
         # A view may have given the request an id of its own.
-        return {**self._headers, "X-Request-ID": request.request_id or self._call.request_id}
+        return {**self._headers, "X-Request-ID": request_id or self._call.request_id}
 
 
 def _nothing() -> None: ...

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from dataclasses import replace
+from math import inf, isfinite
 from typing import TYPE_CHECKING
+
+from werkzeug.datastructures import Headers
 
 from .core.deadlines import Budgets
 from .exceptions import InvalidRequestError
 
 if TYPE_CHECKING:
-    from werkzeug.datastructures import Headers
-
     from .config import Settings
 
-__all__ = ["budgets_of"]
+__all__ = ["background_budgets_of", "budgets_of"]
 
 _OWN_TOTAL = "X-Request-Timeout"
 _OTHER_TOTALS = ("X-Stainless-Timeout", "X-Litellm-Timeout")
@@ -72,3 +73,18 @@ def budgets_of(headers: Headers, settings: Settings, *, streams: bool) -> Budget
     if first is not None:
         budgets = budgets.shortened(Budgets(first_token_seconds=first))
     return budgets
+
+
+def background_budgets_of(headers: Headers, settings: Settings) -> Budgets:
+    """
+    The budgets of a request that goes on without its client.
+
+    What SDKs say by themselves is how long they wait for this answer, which comes at once.
+    Nor has the request to begin soon: that is what it is in the background for.
+
+    Raises:
+        InvalidRequestError: As `budgets_of`.
+    """
+    own = [(_OWN_TOTAL, value) for value in headers.getlist(_OWN_TOTAL)]
+    budgets = budgets_of(Headers(own), settings, streams=True)
+    return replace(budgets, first_token_seconds=inf)

@@ -12,7 +12,8 @@ and without ``[DONE]``, as OpenAI's own does; no SDK misses it.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..core.messages import Token
 from ..exceptions import RequestCancelledError
@@ -33,7 +34,7 @@ from .openai_responses_objects import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..core.messages import InferenceResponse, Item
     from ..exceptions import LLMStreamError
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
     from .openai_responses_input import History, ResponseItem
     from .parsed import Parsed
 
-__all__ = ["OpenAIResponsesDialect", "ResponsesRenderer"]
+__all__ = ["Notice", "OpenAIResponsesDialect", "ReaderRenderer"]
+
+Notice: TypeAlias = "Callable[[ParsedResponses, dict[str, Any]], None]"
+"""Is told each new state of a response, as a response object, before anybody else is."""
 
 _NO_ARGUMENTS = "{}"
 """Of a call without any: clients read them as JSON, and nothing is no JSON."""
@@ -53,6 +57,7 @@ class OpenAIResponsesDialect:
     The `Dialect` of the OpenAI SDKs' ``responses``, and of what is built on them.
 
     Args:
+        notice: Is told what becomes of each response.
         clock: Unix time in seconds; gives `created_at` and `completed_at`.
 
     Thread safety: immutable; share one freely. A renderer belongs to one response.
@@ -62,7 +67,13 @@ class OpenAIResponsesDialect:
     framings = FRAMINGS
     streams_by_default = False
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        notice: Notice = lambda _, __: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._notice = notice
         self._clock = clock
 
     def parse(self, body: bytes, history: History | None = None) -> ParsedResponses:
@@ -81,27 +92,25 @@ class OpenAIResponsesDialect:
 
     def renderer(self, parsed: Parsed, framing: Framing) -> EventRenderer:
         """Events as SSE or NDJSON, or the bare text."""
+        responses = _as_responses(parsed)
         if framing == TEXT:
-            return TextRenderer()
-        return self.event_renderer(_as_responses(parsed), framing)
-
-    def event_renderer(self, parsed: ParsedResponses, framing: Framing) -> ResponsesRenderer:
-        """Events as SSE or NDJSON."""
-        return ResponsesRenderer(parsed, framing, self._clock)
+            return _NoticedText(partial(self._whole, responses))
+        return _EventRenderer(responses, framing, self._notice, self._clock)
 
     def document(self, parsed: Parsed, response: InferenceResponse) -> bytes:
         """A `response`."""
-        return encode(self.whole(_as_responses(parsed), response))
+        return encode(self._whole(_as_responses(parsed), response))
 
-    def whole(self, parsed: ParsedResponses, response: InferenceResponse) -> dict[str, Any]:
-        """A `response` that was not streamed."""
+    def _whole(self, parsed: ParsedResponses, response: InferenceResponse) -> dict[str, Any]:
         choice = response.choices[0]
         tokens = choice.logprobs if parsed.request.logprobs else ()
         logprobs = logprob_list(tokens, parsed.request.top_logprobs)
         *blocks, last = blocks_of(choice) or [Block(0, BlockKind.TEXT)]
         output = [_whole_item(block, parsed.token, "completed", logprobs) for block in blocks]
         output.append(_whole_item(last, parsed.token, status_of(choice.finish_reason), logprobs))
-        return finished_object(parsed, response, output, finished_at=int(self._clock()))
+        finished = finished_object(parsed, response, output, finished_at=int(self._clock()))
+        self._notice(parsed, finished)
+        return finished
 
     def error_document(self, error: LLMStreamError) -> bytes:
         """OpenAI's error object, as the body of a 4xx or 5xx."""
@@ -132,7 +141,18 @@ _DELTAS = {
 }
 
 
-class ResponsesRenderer(BlockRenderer):
+class _NoticedText(TextRenderer):
+    """Plain text, of which the response is made beside it."""
+
+    def __init__(self, finish: Callable[[InferenceResponse], Any]) -> None:
+        self._finish = finish
+
+    def end(self, response: InferenceResponse) -> bytes:
+        self._finish(response)
+        return super().end(response)
+
+
+class _EventRenderer(BlockRenderer):
     """
     The events of one response.
 
@@ -143,22 +163,20 @@ class ResponsesRenderer(BlockRenderer):
     state of the response: the AI SDK's provider for Open Responses knows no ``error`` event,
     and its one for OpenAI shows the error once where this comes second, twice where it comes
     first.
-
-    Args:
-        parsed: What was asked. Its request may be completed until `start`.
-        framing: SSE or NDJSON.
-        clock: Unix time in seconds.
-
-    Attributes:
-        response: The response object as the stream said it last.
     """
 
     def __init__(
-        self, parsed: ParsedResponses, framing: Framing, clock: Callable[[], float]
+        self,
+        parsed: ParsedResponses,
+        framing: Framing,
+        notice: Notice,
+        clock: Callable[[], float],
     ) -> None:
         super().__init__(framing)
         self._parsed = parsed
+        self._notice = notice
         self._clock = clock
+        self._status = "queued" if parsed.background else "in_progress"
         self._sequence_number = 0
         self._output: list[ResponseItem] = []
         self._finish_reason: str | None = None
@@ -166,14 +184,15 @@ class ResponsesRenderer(BlockRenderer):
         self._delta_head = self._delta_tail = b""
         self._logprobs: list[dict[str, Any]] = []
         self._tokens: list[Token] = []
-        self.response = response_object(parsed, "queued" if parsed.background else "in_progress")
 
     # Events around the blocks.
 
     def start(self) -> bytes:
-        status = self.response["status"]
-        self.response = response_object(self._parsed, status)
-        return self._lifecycle("created") + self._lifecycle(status)
+        response = response_object(self._parsed, self._status)
+        self._notice(self._parsed, response)
+        return b"".join(
+            self._event(f"response.{name}", response=response) for name in ("created", self._status)
+        )
 
     def end(self, response: InferenceResponse) -> bytes:
         # Now, since it is part of the last block's end.
@@ -186,35 +205,42 @@ class ResponsesRenderer(BlockRenderer):
         return self.opened(block) + self.closed(block) + super().end(response)
 
     def ended(self, response: InferenceResponse) -> bytes:
-        self.response = finished_object(
+        finished = finished_object(
             self._parsed, response, self._output, finished_at=int(self._clock())
         )
-        return self._lifecycle(self.response["status"])
+        return self._reach(finished, finished["status"])
 
     def error(self, error: LLMStreamError) -> bytes:
+        if not self._sequence_number:
+            # There is no stream yet to speak of, or it is somebody else's.
+            return ReaderRenderer(self.framing).error(error)
         output = self._output
         if self.is_open:
             block = self.blocks[-1]
             output = [*output, _whole_item(block, self._parsed.token, "incomplete", self._logprobs)]
         is_cancelled = isinstance(error, RequestCancelledError)
-        self.response = response_object(
+        response = response_object(
             self._parsed,
             "cancelled" if is_cancelled else "failed",
             output=output,
             error=None if is_cancelled else response_error(error),
         )
-        told = error_object(error)
-        told_flat = {name: told["error"][name] for name in ("code", "message", "param")}
+        told = self._event("error", **_error_fields(error))
         # No event tells of a cancel; what has failed is the stream.
-        return self._event("error", **told_flat, **told) + self._lifecycle("failed")
+        return told + self._reach(response, "failed")
+
+    def _reach(self, response: dict[str, Any], name: str) -> bytes:
+        """*response* is the new state; the event *name* tells of it."""
+        self._notice(self._parsed, response)
+        return self._event(f"response.{name}", response=response)
 
     # Blocks.
 
     def opened(self, block: Block) -> bytes:
         frames = []
-        if self.response["status"] == "queued":
-            self.response = response_object(self._parsed, "in_progress")
-            frames.append(self._lifecycle("in_progress"))
+        if self._status == "queued":
+            self._status = "in_progress"
+            frames.append(self._reach(response_object(self._parsed, self._status), self._status))
         self._logprobs = []
         item = item_object(block, self._parsed.token, "in_progress")
         frames.append(
@@ -294,11 +320,44 @@ class ResponsesRenderer(BlockRenderer):
         self._logprobs += logprobs
         return logprobs
 
-    def _lifecycle(self, name: str) -> bytes:
-        return self._event(f"response.{name}", response=self.response)
-
     def _event(self, kind: str, **fields: Any) -> bytes:
         number = self._sequence_number
         self._sequence_number = number + 1
-        event = {"type": kind, "sequence_number": number, **fields}
-        return self.framing.head(kind) + encode(event) + self.framing.suffix
+        return _event(self.framing, kind, number, fields)
+
+
+class ReaderRenderer:
+    """
+    The `EventRenderer` of one who reads a response that is recorded elsewhere: there is
+    nothing to render but what has gone wrong with the reading. Stateless.
+
+    Args:
+        framing: SSE or NDJSON.
+    """
+
+    def __init__(self, framing: Framing) -> None:
+        self._framing = framing
+        self.heartbeat = framing.heartbeat
+
+    def start(self) -> bytes:
+        return b""
+
+    def render(self, item: Item) -> bytes:  # noqa: ARG002
+        return b""
+
+    def end(self, response: InferenceResponse) -> bytes:  # noqa: ARG002
+        return b""
+
+    def error(self, error: LLMStreamError) -> bytes:
+        """An ``error`` event with the number 0: it has no place among the response's own."""
+        return _event(self._framing, "error", 0, _error_fields(error))
+
+
+def _event(framing: Framing, kind: str, number: int, fields: Mapping[str, Any]) -> bytes:
+    event = {"type": kind, "sequence_number": number, **fields}
+    return framing.head(kind) + encode(event) + framing.suffix
+
+
+def _error_fields(error: LLMStreamError) -> dict[str, Any]:
+    told = error_object(error)
+    return {**{name: told["error"][name] for name in ("code", "message", "param")}, **told}

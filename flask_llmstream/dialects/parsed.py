@@ -26,7 +26,6 @@ class Parsed:
 
     request: InferenceRequest
     stream: bool | None = None
-
     others: tuple[InferenceRequest, ...] = field(default=(), kw_only=True)
 
     @property

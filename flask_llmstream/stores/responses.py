@@ -42,14 +42,12 @@ class KeptResponse:
         owner: Whose it is; see `owner_of`.
         document: The response, as JSON.
         turns: The conversation up to its end; it is the last one.
-        stream_id: Of the recording of its events, where there is one.
     """
 
     id: str
     owner: bytes
     document: bytes
     turns: tuple[Turn, ...]
-    stream_id: str | None = None
 
 
 class ResponseStore:

@@ -222,13 +222,18 @@ def _nanoseconds(seconds: float) -> int:
     return max(1, int(seconds * 1e9))
 
 
-def _call_objects(calls: Iterable[ToolCall], *, is_cut: bool) -> list[dict[str, Any]]:
-    objects = []
+def _call_objects(
+    calls: Iterable[ToolCall], *, first: int = 0, is_cut: bool
+) -> list[dict[str, Any]]:
+    """Calls as an answer has them, numbered from *first*."""
+    objects: list[dict[str, Any]] = []
     for call in calls:
         arguments = read_arguments(call.name, call.arguments, is_cut=is_cut)
         if arguments is not None:
-            function = {"name": call.name, "arguments": arguments}
-            objects.append({"id": call.id, "function": function})
+            index = first + len(objects)
+            function = {"index": index, "name": call.name, "arguments": arguments}
+            # Ollama has it in the function only; LiteLLM joins a stream's calls by this one.
+            objects.append({"id": call.id, "index": index, "function": function})
     return objects
 
 
@@ -257,6 +262,7 @@ class _LineRenderer(BlockRenderer):
         self._after = answer.shape.after + b',"done":false}' + framing.suffix
         # Of the tokens that stand in the next line.
         self._logprobs: list[dict[str, Any]] = []
+        self._calls = 0
         self._is_cut = False
         if not self.heartbeat:
             self.heartbeat = self._line({"content": ""})
@@ -293,7 +299,8 @@ class _LineRenderer(BlockRenderer):
         if block.kind is not BlockKind.TOOL_CALL:
             return b""
         call = ToolCall(block.id, block.name, block.text)
-        calls = _call_objects([call], is_cut=self._is_cut)
+        calls = _call_objects([call], first=self._calls, is_cut=self._is_cut)
+        self._calls += len(calls)
         return self._line({"content": "", "tool_calls": calls}) if calls else b""
 
     def ended(self, response: InferenceResponse) -> bytes:

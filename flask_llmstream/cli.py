@@ -1,12 +1,19 @@
-"""``flask llmstream``: what is configured, the embedded models, a chat in the terminal."""
+"""
+``flask llmstream``: what is configured, what a server does, the embedded models, a chat in
+the terminal.
+"""
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from dataclasses import fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
+import msgspec
 from flask import current_app
 from flask.cli import with_appcontext
 
@@ -22,6 +29,14 @@ if TYPE_CHECKING:
     from .typing import Engine
 
 __all__ = ["llmstream"]
+
+Figures: TypeAlias = "dict[str, int | dict[str, int]]"
+
+STATS_PATH = "/llmstream/stats"
+STATS_SECONDS = 10.0
+"""How long a server may take to tell its figures,"""
+STATS_BYTES = 16 * 1024 * 1024
+"""and how many bytes they may be."""
 
 INTERRUPTED = 130
 """The exit code of what Ctrl-C ended: 128 + SIGINT, as a shell has it."""
@@ -112,6 +127,104 @@ def _shown(value: Any) -> str:
     if isinstance(value, Enum):
         value = value.value
     return str(value) if value != "" else '""'
+
+
+@llmstream.command()
+@click.option("--url", help="Where the server is: http://127.0.0.1:8000, say.")
+@click.option(
+    "--key",
+    envvar="LLMSTREAM_API_KEY",
+    help="An API key. Better in LLMSTREAM_API_KEY: ps shows it.",
+)
+def stats(url: str | None, key: str | None) -> None:
+    """
+    Show what a running server does, and what became of its requests.
+
+    The figures are one worker process's. Where there are several, it is chance which of
+    them answers: the first line names it.
+    """
+    if url is None:
+        raise click.UsageError(
+            "Say which server with --url, http://127.0.0.1:8000 for one: this process is "
+            "another one, and knows nothing of its requests. Its app has to have "
+            "llm.ops_blueprint() registered."
+        )
+    told = _fetch_stats(url, key)
+    click.echo(f"Worker {told.pid}")
+    rows = [(_printable(model), figures) for model, figures in told.models.items()]
+    click.echo(
+        _table(
+            ("MODEL", *(name.replace("_", " ").upper() for name in _FIGURES)),
+            [
+                (model, *(str(_sum(figures.get(name, 0))) for name in _FIGURES))
+                for model, figures in [*rows, ("(all)", told.total)]
+            ],
+        )
+    )
+    reasons = [
+        (name.replace("_", " "), _printable(reason), str(number))
+        for name, numbers in told.total.items()
+        if isinstance(numbers, dict)
+        for reason, number in sorted(numbers.items())
+    ]
+    if reasons:
+        click.echo("\n" + _table(("END", "WHY", "REQUESTS"), reasons))
+
+
+_FIGURES = (
+    *("accepted", "queued", "active", "completed", "cancelled", "timed_out", "dropped"),
+    *("slow_readers", "failed", "rejected"),
+)
+
+
+class _Stats(msgspec.Struct):
+    """What a server tells; see `LLMStream.stats`."""
+
+    pid: int
+    total: Figures
+    models: dict[str, Figures]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A key is for the server that was named, and for none that it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _fetch_stats(url: str, key: str | None) -> _Stats:
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{url!r} is no http:// or https:// address.", param_hint="--url")
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    try:
+        request = urllib.request.Request(  # noqa: S310 - looked at above
+            url.rstrip("/") + STATS_PATH, headers=headers
+        )
+        opener = urllib.request.build_opener(_NoRedirect)
+        with opener.open(request, timeout=STATS_SECONDS) as response:
+            return msgspec.json.decode(response.read(STATS_BYTES), type=_Stats)
+    except urllib.error.HTTPError as exc:
+        exc.close()
+        reason = _STATS_REFUSALS.get(exc.code, f"It answered {exc.code}.")
+    except (OSError, HTTPException, ValueError) as exc:
+        # msgspec's errors are ValueErrors, and so is a key with a line break.
+        reason = str(getattr(exc, "reason", exc))
+    raise click.ClickException(f"{url} tells no figures: {_printable(reason)}")
+
+
+_STATS_REFUSALS = {
+    401: "It wants an API key, in LLMSTREAM_API_KEY.",
+    404: "Its app has no llm.ops_blueprint() there.",
+}
+
+
+def _sum(value: int | dict[str, int]) -> int:
+    return value if isinstance(value, int) else sum(value.values())
+
+
+def _printable(text: str) -> str:
+    """*text* from elsewhere, without what would steer a terminal."""
+    return text if text.isprintable() else repr(text)
 
 
 @llmstream.command()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +20,7 @@ from .config import Settings
 from .core.messages import InferenceRequest
 from .dialects import NativeDialect, Parsed
 from .dialects.answer_ids import request_ids_of
+from .engines.ledger import add_up, new_figures
 from .errors import respond_to
 from .exceptions import (
     ConfigurationError,
@@ -307,11 +309,27 @@ class LLMStream:
 
         return native_blueprint(self, name=name, models=models, settings=settings)
 
-    def ops_blueprint(self, *, name: str = "llmstream_ops") -> Blueprint:
-        """``/healthz`` and ``/readyz``."""
+    def ops_blueprint(
+        self,
+        *,
+        name: str = "llmstream_ops",
+        api_keys: Mapping[str, str] | Sequence[str] | str | None = None,
+    ) -> Blueprint:
+        """
+        ``/healthz`` and ``/readyz`` for everybody; ``/llmstream/stats``, which is `stats`,
+        for who has a key.
+
+        Args:
+            name: Of the blueprint; each one registered on an app needs its own.
+            api_keys: Of those who may see the figures; None is the app's ``API_KEYS``, and
+                without any everybody may.
+
+        Raises:
+            ConfigurationError: A key is empty, or no string.
+        """
         from .blueprints.ops import ops_blueprint
 
-        return ops_blueprint(self, name=name)
+        return ops_blueprint(self, name=name, api_keys=api_keys)
 
     # Answering.
 
@@ -519,6 +537,33 @@ class LLMStream:
         offer beside them (`UpstreamBackend`'s `discover`).
         """
         return self._registry.models()
+
+    def stats(self) -> dict[str, Any]:
+        """
+        What the current app's engines do, and what became of all requests, in this process.
+
+        Every accepted request is counted in one place, at any moment: ``accepted`` is
+        ``queued`` + ``active`` and the sum of all ends. There are no texts in it.
+
+        Returns:
+            ``pid``; ``models``, figures by model id; and ``total``, their sum. Figures are
+
+            - ``accepted``, ``queued`` and ``active``;
+            - ends, as numbers: ``completed``, ``dropped`` (for a newer one) and
+              ``slow_readers``;
+            - ends, as dicts of numbers: ``cancelled`` by cause (see
+              `RequestCancelledError`), ``timed_out`` by budget (``deadline_exceeded``,
+              ``first_token_timeout``, ``idle_timeout``) and ``failed`` by the error's code,
+              shutdowns among them;
+            - who was not accepted: ``rejected``, by code, and ``blocked``, who waits for a
+              place in a full queue;
+            - who needed no run of its own: ``joined`` another one's, and ``cache_hits``.
+
+            Counting the tokens of a prompt is no request here.
+        """
+        engines = self._state(_current_app()).engines
+        models = {model: new_figures() for model in self.models()} | engines.request_stats()
+        return {"pid": os.getpid(), "total": add_up(models.values()), "models": models}
 
     def settings(self) -> Settings:
         """The current app's."""

@@ -13,6 +13,7 @@ from .core import runtime
 from .engines.asynchronous import AsyncInferenceEngine
 from .engines.balancing import BalancedBackend
 from .engines.counting import CountingBackend
+from .engines.ledger import merge
 from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -55,6 +56,14 @@ class AppEngines:
     def all(self) -> tuple[Engine, ...]:
         """All that were used so far."""
         return (*self.by_model.values(), *self.counters.values())
+
+    def request_stats(self) -> dict[str, dict[str, Any]]:
+        """What became of the requests, by model, as far as the engines tell."""
+        tellers = [
+            getattr(engine, "request_stats", None)
+            for engine in dict.fromkeys(tuple(self.by_model.values()))
+        ]
+        return merge(tell() for tell in tellers if tell is not None)
 
     def let_go(self) -> None:
         """The app is gone. On whatever thread the collector runs, so it only asks."""

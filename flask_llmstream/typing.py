@@ -100,7 +100,12 @@ ANYONE: Any = object()
 
 
 class Engine(Protocol):
-    """What an extension needs of an engine. Thread safety: every method, from any thread."""
+    """
+    What an extension needs of an engine. Thread safety: every method, from any thread.
+
+    One optional method, ``request_stats()``, says what became of the requests, by model;
+    `LLMStream.stats` has the figures.
+    """
 
     @property
     def is_available(self) -> bool:

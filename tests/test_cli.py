@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import textwrap
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from time import monotonic
 
 import pytest
 from click.testing import CliRunner
 from flask import Flask
 from flask.cli import ScriptInfo
+from flask_apps import serving
 
 from flask_llmstream import InvalidRequestError, LLMStream, Usage, models
 from flask_llmstream.cli import llmstream
@@ -131,6 +132,125 @@ def test_config_points_at_a_setting_that_does_not_exist(llm):
     result = run(make_app(llm, deadline=3), "config")
     assert result.exit_code == 0
     assert result.stderr == "There is no setting LLMSTREAM_DEADLINE; it changes nothing.\n"
+
+
+# stats
+
+
+@pytest.fixture
+def no_key(monkeypatch):
+    """An environment without a key in it, whatever the developer's has."""
+    monkeypatch.delenv("LLMSTREAM_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def run_stats(*arguments, **options):
+    return CliRunner().invoke(llmstream, ["stats", *arguments], **options)
+
+
+@pytest.fixture
+def server(llm, no_key):
+    """An app with its figures under /ops, behind a key."""
+    llm.add_backend("broken", ScriptedBackend(ValueError("as planned")))
+    app = make_app(llm, api_keys="s3cret")
+    app.register_blueprint(llm.openai_blueprint())
+    app.register_blueprint(llm.ops_blueprint(), url_prefix="/ops")
+    with serving(app) as url:
+        client = app.test_client()
+        for model in ("first", "first", "broken"):
+            body = {"model": model, "messages": [{"role": "user", "content": "Hi"}]}
+            client.post(
+                "/v1/chat/completions", json=body, headers={"Authorization": "Bearer s3cret"}
+            )
+        yield f"{url}/ops"
+
+
+def test_stats_shows_what_a_server_does(server):
+    result = run_stats("--url", server, env={"LLMSTREAM_API_KEY": "s3cret"})
+
+    first, *lines = result.output.splitlines()
+    assert first == f"Worker {os.getpid()}"
+    figures = ["ACCEPTED", "QUEUED", "ACTIVE", "COMPLETED", "CANCELLED", "TIMED OUT", "DROPPED"]
+    assert [re.split("  +", line) for line in lines] == [
+        ["MODEL", *figures, "SLOW READERS", "FAILED", "REJECTED"],
+        ["broken", "1", "0", "0", "0", "0", "0", "0", "0", "1", "0"],
+        ["first", "2", "0", "0", "2", "0", "0", "0", "0", "0", "0"],
+        ["(all)", "3", "0", "0", "2", "0", "0", "0", "0", "1", "0"],
+        [""],
+        ["END", "WHY", "REQUESTS"],
+        ["failed", "engine_error", "1"],
+    ]
+
+
+def test_stats_needs_the_key_that_the_server_wants(server):
+    result = run_stats("--url", server + "/", "--key", "wrong")
+    assert result.exit_code == 1
+    assert "It wants an API key, in LLMSTREAM_API_KEY." in result.stderr
+    assert run_stats("--url", server + "/", "--key", "s3cret").exit_code == 0
+
+
+def test_stats_without_a_server_says_what_to_do():
+    result = run_stats()
+    assert result.exit_code == 2
+    assert "--url" in result.stderr
+    assert "ops_blueprint" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "127.0.0.1:8000", "http:/x", ""])
+def test_stats_asks_over_http_only(url):
+    result = run_stats("--url", url)
+    assert result.exit_code == 2
+    assert "is no http:// or https:// address" in result.stderr
+
+
+@contextmanager
+def answering(answer):
+    """A server whose only route answers so."""
+    app = Flask("elsewhere")
+    app.add_url_rule("/llmstream/stats", view_func=answer)
+    with serving(app) as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: ("", 302, {"Location": "http://127.0.0.1:9/elsewhere"}),
+        lambda: ("broken", 500),
+        lambda: "no JSON",
+        lambda: {"pid": "me"},
+        lambda: {"pid": 1, "total": {"accepted": []}, "models": {}},
+    ],
+)
+def test_stats_of_what_is_no_such_server_is_one_line(answer, no_key):
+    with answering(answer) as url:
+        result = run_stats("--url", url, "--key", "k")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {url} tells no figures: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_stats_tells_that_the_blueprint_is_missing(no_key):
+    with serving(Flask("bare")) as url:
+        assert "has no llm.ops_blueprint() there" in run_stats("--url", url).stderr
+
+
+def test_stats_of_a_server_that_is_not_there_is_one_line(no_key):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        result = run_stats("--url", f"http://127.0.0.1:{sock.getsockname()[1]}")
+    assert result.exit_code == 1
+    assert "refused" in result.stderr
+    for url in ("http://[", "http://nobody.invalid:x"):
+        assert run_stats("--url", url).stderr.count("\n") == 1
+
+
+def test_stats_leaves_the_terminal_alone(no_key):
+    document = {"pid": 1, "total": {"failed": {"\x1b[2J": 1}}, "models": {"\x1b[31mred": {}}}
+    with answering(lambda: document) as url:
+        output = run_stats("--url", url).output
+    assert "\x1b" not in output
+    assert "red" in output
 
 
 # model

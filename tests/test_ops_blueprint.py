@@ -1,9 +1,12 @@
 """What an orchestrator asks."""
 
+import os
+import re
+
 import pytest
 from flask_apps import make_app, scripted
 
-from flask_llmstream import ConfigurationError, LLMStream
+from flask_llmstream import ConfigurationError, InferenceRequest, LLMStream
 from flask_llmstream.testing import ScriptedBackend
 
 
@@ -88,6 +91,56 @@ def test_probes_may_be_head_and_need_no_key(path):
     client = client_of(llm, api_keys="secret")
     assert client.head(path).status_code == 200
     assert client.get(path).status_code == 200
+
+
+def test_the_figures_are_the_app_s():
+    llm, _ = scripted("Hel", "lo", model="small")
+    client = client_of(llm)
+    client.application.add_url_rule(
+        "/ask", view_func=lambda: llm.complete(InferenceRequest(prompt="secret question")).text
+    )
+    assert client.get("/ask").text == "Hello"
+
+    response = client.get("/llmstream/stats")
+
+    assert response.headers["Cache-Control"] == "no-store"
+    with client.application.app_context():
+        assert response.json == llm.stats()
+    assert response.json["pid"] == os.getpid()
+    assert response.json["models"]["small"]["completed"] == 1
+    assert not {"secret", "question", "Hello"} & set(re.findall(r"\w+", response.text))
+
+
+KEY = {"Authorization": "Bearer secret"}
+OPS_KEY = {"Authorization": "Bearer ops"}
+
+
+@pytest.mark.parametrize(
+    ("app_keys", "own_keys", "headers", "status"),
+    [
+        (None, None, {}, 200),
+        ("secret", None, {}, 401),
+        ("secret", None, OPS_KEY, 401),
+        ("secret", None, KEY, 200),
+        (None, "ops", {}, 401),
+        (None, {"ops": "ops"}, OPS_KEY, 200),
+        ("secret", "ops", KEY, 401),
+        ("secret", ["ops"], OPS_KEY, 200),
+    ],
+)
+def test_the_figures_need_a_key_where_there_are_any(app_keys, own_keys, headers, status):
+    llm, _ = scripted()
+    app = make_app(llm, api_keys=app_keys)
+    app.register_blueprint(llm.ops_blueprint(api_keys=own_keys))
+    response = app.test_client().get("/llmstream/stats", headers=headers)
+    assert response.status_code == status
+    assert ("models" in response.json) == (status == 200)
+
+
+@pytest.mark.parametrize("keys", ["", [], {"ops": ""}])
+def test_an_empty_key_lets_nobody_in(keys):
+    with pytest.raises(ConfigurationError):
+        LLMStream().ops_blueprint(api_keys=keys)
 
 
 def test_it_may_have_another_name_and_prefix():

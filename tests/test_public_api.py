@@ -77,7 +77,7 @@ def test_every_public_method_of_the_extension_says_what_it_does(name):
         (LLMStream.add_engine, ["engine", "models"]),
         (LLMStream.openai_blueprint, ["name", "models", "settings"]),
         (LLMStream.anthropic_blueprint, ["name", "models", "settings"]),
-        (LLMStream.ops_blueprint, ["name"]),
+        (LLMStream.ops_blueprint, ["name", "api_keys"]),
         (LLMStream.stream, ["request", "on_finish"]),
         (LLMStream.complete, ["request"]),
         (LLMStream.tokens, ["request"]),

@@ -1,4 +1,4 @@
-"""What an orchestrator asks: is the process alive, and can it serve."""
+"""What an orchestrator asks: is the process alive, can it serve, and what does it do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint
 
+from ..config import check_values
 from ..exceptions import EngineError, LLMStreamError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from ..extension import LLMStream
 
 __all__ = ["ops_blueprint"]
@@ -17,9 +20,12 @@ __all__ = ["ops_blueprint"]
 _logger = logging.getLogger("flask_llmstream")
 
 
-def ops_blueprint(llm: LLMStream, *, name: str) -> Blueprint:
+def ops_blueprint(
+    llm: LLMStream, *, name: str, api_keys: Mapping[str, str] | Sequence[str] | str | None
+) -> Blueprint:
     """See `LLMStream.ops_blueprint`."""
     blueprint = Blueprint(name, __name__)
+    overrides = {} if api_keys is None else check_values({"api_keys": api_keys})
 
     @blueprint.get("/healthz")
     def healthz() -> dict[str, Any]:
@@ -38,5 +44,11 @@ def ops_blueprint(llm: LLMStream, *, name: str) -> Blueprint:
             code = error.code if isinstance(error, LLMStreamError) else EngineError.code
             return {"status": "unavailable", "model": model, "code": code}, 503
         return {"status": "ready", "model": model}, 200
+
+    @blueprint.get("/llmstream/stats")
+    def stats() -> tuple[dict[str, Any], dict[str, str]]:
+        """What this process does; another one has figures of its own."""
+        llm.call(overrides).authenticate()
+        return llm.stats(), {"Cache-Control": "no-store"}
 
     return blueprint

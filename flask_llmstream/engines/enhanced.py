@@ -19,7 +19,7 @@ from .asynchronous import AsyncInferenceEngine
 from .balancing import BalancedBackend, LoadBalanceStrategy
 from .batching import BatchLimits
 from .dedup import Deduplicator, dedup_key
-from .ledger import TOTALS, add_up
+from .ledger import TOTALS, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -153,7 +153,7 @@ class InferenceEngineEnhanced:
         with self._lock:
             self._leaving.discard(engine)
             self._left_totals.update({name: stats[name] for name in TOTALS})
-            self._left_figures = _merged(self._left_figures, figures)
+            self._left_figures = merge((self._left_figures, figures))
 
     def available_models(self) -> list[str]:
         """The ids of all models, in the order of their registration."""
@@ -348,8 +348,8 @@ class InferenceEngineEnhanced:
         with self._lock:
             left = self._left_figures
             engines = [*self._engines.values(), *self._leaving]
-        return _merged(
-            left, self._dedup.request_stats(), *(engine.request_stats() for engine in engines)
+        return merge(
+            (left, self._dedup.request_stats(), *(engine.request_stats() for engine in engines))
         )
 
     def statistics(self) -> dict[str, Any]:
@@ -427,11 +427,3 @@ class InferenceEngineEnhanced:
 
 def _remaining(until: float) -> float | None:
     return None if until == inf else max(0.0, until - monotonic())
-
-
-def _merged(*several: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Figures by model, those of one model added up."""
-    return {
-        model: add_up(each[model] for each in several if model in each)
-        for model in dict.fromkeys(model for each in several for model in each)
-    }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..exceptions import LLMStreamError
     from .run import Run
 
-__all__ = ["TOTALS", "Ledger", "add_up", "new_figures"]
+__all__ = ["TOTALS", "Ledger", "add_up", "merge", "new_figures"]
 
 TOTALS = ("total_submitted", *(f"total_{state.value}" for state in State if state.is_terminal))
 """What `Ledger.totals` names."""
@@ -133,3 +133,12 @@ def add_up(several: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             else:
                 total[name] = dict(Counter(total[name]) + Counter(value))
     return total
+
+
+def merge(several: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Figures by model from *several* places, those of one model added up."""
+    by_model: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for each in several:
+        for model, figures in each.items():
+            by_model[model].append(figures)
+    return {model: add_up(figures) for model, figures in by_model.items()}

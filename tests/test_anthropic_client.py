@@ -443,6 +443,17 @@ def test_closing_a_stream_cancels_its_request(client, service, gate, finished):
     assert isinstance(finished[0].error, RequestCancelledError)
 
 
+def test_an_answer_is_ended_by_its_message_s_id(client, url, service, gate):
+    service.add("endless stream", "one", gate)
+    headers = {"Authorization": "Bearer secret"}
+    events = iter(ask(client, "endless stream", stream=True))
+    id = next(events).message.id
+    assert httpx.delete(f"{url}/v1/streams/{id}", headers=headers).status_code == 200
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        list(events)
+    assert caught.value.error_code == "cancelled"
+
+
 def test_a_finished_stream_is_no_cancel(client, finished):
     helped(client)
     wait_until(lambda: finished)

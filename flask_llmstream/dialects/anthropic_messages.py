@@ -217,18 +217,20 @@ _PARTS = {"text": _text, "image": _image}
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
     """
-    The tools that the client runs, in OpenAI's form.
+    The tools, in OpenAI's form.
 
     Raises:
         InvalidRequestError: Names the tool and its field; so for one that Anthropic's
-            servers would run.
+            servers run, or that its models know without a schema.
     """
     return tuple(_tool(tool, f"tools[{position}]") for position, tool in enumerate(tools))
 
 
 def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
     if tool.get("type") not in (None, "custom"):
-        raise invalid(f"{param}.type", "must be `custom`: this server runs no tools of its own")
+        raise invalid(
+            f"{param}.type", "must be `custom`: there are no tools that this server knows"
+        )
     read = convert(tool, _Tool, param)
     function: dict[str, Any] = {"name": read.name, "parameters": read.input_schema}
     if read.description is not None:

@@ -1,4 +1,4 @@
-"""OpenAI's routes: chat completions, completions and models."""
+"""OpenAI's routes: chat completions, completions, responses and models."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..dialects import (
     model_object,
 )
 from ..policy import unknown_model
+from .openai_responses import add_responses
 from .routes import Routes
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def openai_blueprint(
     @routes.blueprint.post("/completions")
     def completions() -> Response:
         return routes.answer(completion)
+
+    add_responses(routes, llm)
 
     @routes.blueprint.get("/models")
     def list_models() -> Response:

@@ -1,0 +1,370 @@
+"""
+OpenAI's Responses: asked, kept, gone on from, and run in the background.
+
+What is kept is in this process's memory: with several workers, a client has to come back to
+the same one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import msgspec
+from flask import request as http_request
+
+from ..budgets import background_budgets_of
+from ..dialects import OpenAIResponsesDialect
+from ..dialects.answer_ids import RESPONSE
+from ..dialects.decoding import invalid
+from ..dialects.encoding import encode
+from ..dialects.openai_responses import ReaderRenderer
+from ..exceptions import RequestCancelledError, UnknownStreamError
+from ..framing import JSON, SSE, negotiate
+from ..hangup import ClientLeftError
+from ..recording import EventId
+from ..stores import KeptResponse, ResponseStore, Turn, owner_of
+from .body import read_body
+
+if TYPE_CHECKING:
+    from flask import Flask, Response
+
+    from ..call import Call
+    from ..dialects.openai_responses_body import ParsedResponses
+    from ..dialects.openai_responses_input import ResponseItem
+    from ..engines.handle import InferenceHandle
+    from ..extension import LLMStream
+    from .routes import Routes
+
+__all__ = ["add_responses"]
+
+_UNDER_WAY = frozenset({"queued", "in_progress"})
+
+_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_(?:in)?[0-9]+")
+"""The ids that we give items hold the one of their response."""
+
+_PAGE = 20
+_MAX_PAGE = 100
+"""How many input items come at a time; both are OpenAI's."""
+
+
+def add_responses(routes: Routes, llm: LLMStream) -> None:
+    """Add the routes under ``/responses`` to a blueprint."""
+    by_app: WeakKeyDictionary[Flask, _Responses] = WeakKeyDictionary()
+
+    def visit() -> tuple[Call, _Responses, bytes | None]:
+        call = routes.begin()
+        # One for each blueprint: its bounds are its own, and its keys may have the names of
+        # another one's.
+        responses = by_app.get(call.app) or by_app.setdefault(
+            call.app, _Responses(llm, routes, call)
+        )
+        return call, responses, owner_of(llm.identify(call))
+
+    @routes.blueprint.post("/responses")
+    def create_response() -> Response:
+        call, responses, owner = visit()
+        return responses.create(call, owner)
+
+    @routes.blueprint.get("/responses/<id>")
+    def get_response(id: str) -> Response:
+        call, responses, owner = visit()
+        found = responses.find(id, owner)
+        if http_request.args.get("stream", "").lower() == "true" and call.method != "HEAD":
+            return responses.read_on(call, found, _starting_after())
+        return routes.json(call, found.document)
+
+    @routes.blueprint.delete("/responses/<id>")
+    def delete_response(id: str) -> Response:
+        call, responses, owner = visit()
+        responses.delete(responses.find(id, owner))
+        return routes.json(call, encode({"id": id, "object": "response", "deleted": True}))
+
+    @routes.blueprint.get("/responses/<id>/input_items")
+    def list_input_items(id: str) -> Response:
+        call, responses, owner = visit()
+        return routes.json(call, encode(_page(responses.find(id, owner).input_items)))
+
+    @routes.blueprint.post("/responses/<id>/cancel")
+    def cancel_response(id: str) -> Response:
+        call, responses, owner = visit()
+        found = responses.find(id, owner)
+        if not found.is_background:
+            raise invalid("response_id", "only what runs in the background can be cancelled here")
+        found.cancel()
+        return routes.json(call, found.document)
+
+
+class _Answered:
+    """A response that is over, as it was kept."""
+
+    def __init__(self, kept: KeptResponse) -> None:
+        self.id = kept.id
+        self.owner = kept.owner
+        self.document = kept.document
+        self.turns = kept.turns
+
+    @property
+    def items(self) -> list[ResponseItem]:
+        """The whole conversation, its output included."""
+        return [item for turn in self.turns for item in msgspec.json.decode(turn.items)]
+
+    @property
+    def input_items(self) -> list[ResponseItem]:
+        items = self.items
+        return items[: len(items) - len(msgspec.json.decode(self.document)["output"])]
+
+    @property
+    def is_background(self) -> bool:
+        return bool(msgspec.json.decode(self.document)["background"])
+
+    def cancel(self) -> None:
+        """Nothing: it is over. Whoever cancels twice is told the same twice."""
+
+
+class _Question:
+    """
+    A response that is being made: what it goes on from, and what becomes of it.
+
+    Attributes:
+        response: The response object as the stream had it last.
+        handle: Of the run, where it is in the background; that is cancelled by it.
+        input_items: All that it goes on from; known where it is in the background.
+        is_wanted: Not so once it was deleted.
+
+    Thread safety: each method from the thread or greenlet that serves the question, `note`
+    from the one that renders the answer; the rest from any.
+    """
+
+    is_background = True  # Nobody else's is to be found while it is made.
+
+    def __init__(self, responses: _Responses, owner: bytes | None) -> None:
+        self._responses = responses
+        self._earlier: tuple[Turn, ...] = ()
+        self.owner = owner
+        self.response: dict[str, Any] = {}
+        self.handle: InferenceHandle | None = None
+        self.input_items: list[ResponseItem] = []
+        self.is_wanted = True
+
+    @property
+    def id(self) -> str:
+        return str(self.response["id"])
+
+    @property
+    def document(self) -> bytes:
+        response = self.response
+        if response["status"] in _UNDER_WAY and self._is_cancelled:
+            # The stream is about to say so.
+            response = {**response, "status": "cancelled"}
+        return encode(response)
+
+    @property
+    def _is_cancelled(self) -> bool:
+        return self.handle is not None and isinstance(self.handle.outcome, RequestCancelledError)
+
+    def cancel(self) -> None:
+        """End the run, unless it has ended."""
+        if self.handle is not None:
+            self.handle.cancel(RequestCancelledError("The response was cancelled."))
+
+    # The `History` of its dialect.
+
+    def conversation(self, response_id: str) -> list[ResponseItem]:
+        found = self._responses.get(response_id, self.owner)
+        if isinstance(found, _Question):
+            raise invalid("previous_response_id", "that response is not finished yet")
+        if found is None:
+            error = invalid(
+                "previous_response_id",
+                "there is no such response of yours, or it is not kept any more",
+            )
+            error.code = "previous_response_not_found"  # OpenAI's own
+            raise error
+        self._earlier = found.turns
+        return found.items
+
+    def item(self, item_id: str) -> ResponseItem | None:
+        match = _ITEM_ID.fullmatch(item_id)
+        found = self._responses.get(RESPONSE + match[1], self.owner) if match else None
+        if not isinstance(found, _Answered):
+            return None
+        items: list[ResponseItem] = msgspec.json.decode(found.turns[-1].items)
+        return next((item for item in items if item["id"] == item_id), None)
+
+    # The `Notice` of its dialect.
+
+    def note(self, parsed: ParsedResponses, response: dict[str, Any]) -> None:
+        self.response = response
+        if response["status"] not in _UNDER_WAY:
+            turn = Turn(encode([*parsed.items, *response["output"]]))
+            self._responses.close(self, parsed, (*self._earlier, turn))
+
+
+class _Responses:
+    """
+    The responses of one blueprint on one app.
+
+    Thread safety: every method, from any thread or greenlet.
+    """
+
+    def __init__(self, llm: LLMStream, routes: Routes, call: Call) -> None:
+        settings = call.settings
+        self._llm = llm
+        self._routes = routes
+        self._store = ResponseStore(
+            max_responses=settings.stored_responses,
+            max_bytes=settings.stored_bytes,
+            keep_seconds=settings.stored_seconds,
+        )
+        # In the background, under way. As many as the engines take.
+        self._running: dict[str, _Question] = {}
+
+    def create(self, call: Call, owner: bytes | None) -> Response:
+        """``POST /responses``."""
+        question = _Question(self, owner)
+        dialect = OpenAIResponsesDialect(notice=question.note)
+        parsed = dialect.parse(read_body(call.settings.max_request_bytes), question)
+        if owner is None or not call.settings.stored_responses:
+            parsed = replace(parsed, store=False)
+        if parsed.background:
+            return self._begin(call, dialect, parsed, question)
+        return self._llm.answer(call, dialect, parsed, models=self._routes.offered())
+
+    def _begin(
+        self,
+        call: Call,
+        dialect: OpenAIResponsesDialect,
+        parsed: ParsedResponses,
+        question: _Question,
+    ) -> Response:
+        if not parsed.store:
+            raise invalid("background", "needs responses to be kept, which they are not here")
+        framing = _negotiate(call, stream=parsed.stream)
+        budgets = background_budgets_of(call.headers, call.settings)
+        admitted = self._llm.admit(call, parsed.request, models=self._routes.offered())
+        parsed = replace(parsed, request=admitted.request)
+        question.input_items = [*parsed.history, *parsed.items]
+        # Events are recorded as SSE, whether or not anybody reads them.
+        answer = self._llm.answering(call, dialect, SSE)
+        self._running[parsed.answer_id] = question
+        try:
+            question.handle, replay = answer.begin(
+                parsed,
+                [admitted],
+                budgets,
+                identity=question.owner,
+                stream_id=parsed.token,
+                keep_seconds=call.settings.stored_seconds,
+            )
+        except BaseException:
+            self._running.pop(parsed.answer_id, None)
+            raise
+        if framing == SSE:
+            return answer.replay(replay, ReaderRenderer(SSE), admitted.request.request_id)
+        replay.leave(ClientLeftError())
+        return self._routes.json(call, question.document)
+
+    def close(self, question: _Question, parsed: ParsedResponses, turns: tuple[Turn, ...]) -> None:
+        """Keep what *question* has come to, where it is to be kept."""
+        # Who cancels an answer that is waited for, by leaving, does not want it.
+        is_dropped = question.response["status"] == "cancelled" and not parsed.background
+        if parsed.store and question.owner is not None and question.is_wanted and not is_dropped:
+            document = encode(question.response)
+            self._store.put(KeptResponse(parsed.answer_id, question.owner, document, turns))
+        # In this order, so that there is always one of the two to be found.
+        self._running.pop(parsed.answer_id, None)
+
+    def get(self, id: str, owner: bytes | None) -> _Question | _Answered | None:
+        """The response with this *id*, where it is *owner*'s."""
+        if owner is None:
+            return None
+        question = self._running.get(id)
+        if question is not None and question.owner == owner:
+            return question
+        kept = self._store.get(id, owner)
+        return None if kept is None else _Answered(kept)
+
+    def find(self, id: str, owner: bytes | None) -> _Question | _Answered:
+        """
+        As `get`.
+
+        Raises:
+            UnknownStreamError: There is none.
+        """
+        found = self.get(id, owner)
+        if found is None:
+            raise UnknownStreamError(
+                "There is no such response of yours, or it is not kept any more."
+            )
+        return found
+
+    def delete(self, found: _Question | _Answered) -> None:
+        """Forget it, and end it where it is under way."""
+        if isinstance(found, _Question):
+            found.is_wanted = False
+            found.cancel()
+        if found.owner is not None:
+            self._store.delete(found.id, found.owner)
+        self._running.pop(found.id, None)
+
+    def read_on(self, call: Call, found: _Question | _Answered, starting_after: int) -> Response:
+        """The events of *found* that come after the one with number *starting_after*."""
+        if not found.is_background:
+            raise invalid("stream", "only what was begun in the background is streamed again")
+        _negotiate(call, stream=True)
+        id = EventId(found.id.removeprefix(RESPONSE), starting_after + 1)
+        try:
+            replay = self._llm.recordings().replay(id, identity=found.owner, settings=call.settings)
+        except UnknownStreamError as exc:
+            raise UnknownStreamError(
+                "starting_after: that event has not come yet, or the events are not kept any more.",
+                param="starting_after",
+            ) from exc
+        answer = self._llm.answering(call, OpenAIResponsesDialect(), SSE)
+        return answer.replay(replay, ReaderRenderer(SSE))
+
+
+def _negotiate(call: Call, *, stream: bool | None) -> Any:
+    return negotiate(
+        call.headers.get("Accept"), stream=stream, streams_by_default=False, offers=(SSE, JSON)
+    )
+
+
+def _starting_after() -> int:
+    """The number of the last event that the client has; -1 where it has none."""
+    return _number("starting_after", -1, least=0, most=2**31)
+
+
+def _number(name: str, default: int, *, least: int, most: int) -> int:
+    text = http_request.args.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal()) or not least <= int(text[:12]) <= most:
+        raise invalid(name, f"must be a whole number from {least} to {most}")
+    return int(text)
+
+
+def _page(items: list[ResponseItem]) -> dict[str, Any]:
+    """The part of *items* that the query asks for."""
+    limit = _number("limit", _PAGE, least=1, most=_MAX_PAGE)
+    order = http_request.args.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise invalid("order", "must be `asc` or `desc`")
+    rest = items if order == "asc" else items[::-1]
+    after = http_request.args.get("after")
+    if after is not None:
+        places = [place for place, item in enumerate(rest) if item["id"] == after]
+        if not places:
+            raise invalid("after", "is no item of this response")
+        rest = rest[places[0] + 1 :]
+    page = rest[:limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(rest) > limit,
+    }

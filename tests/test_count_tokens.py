@@ -193,6 +193,25 @@ def test_a_client_that_leaves_cancels_its_count(gate):
         wait_until(lambda: backend.requests[-1].cancelled)
 
 
+def test_a_backend_that_waits_on_sockets_counts_where_it_answers():
+    """As greenlets where there are any, and many at a time."""
+    gates = [Gate(), Gate()]
+    backend = CountingModel(worker="greenlet")
+    backend.script = ()
+    _, app = serve(backend)
+    backend.count_tokens = lambda request: gates.pop().pass_through(10) or 2
+    first, second = gates
+    threads = [threading.Thread(target=count, args=(app,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for gate in (first, second):
+        gate.reached.wait()
+    for gate in (first, second):
+        gate.open()
+    for thread in threads:
+        thread.join()
+
+
 def test_the_hub_turns_while_a_native_thread_counts(gate):
     backend = CountingModel(gate)
     _, app = serve(backend)

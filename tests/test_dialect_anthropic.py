@@ -233,6 +233,11 @@ class TestMessages:
             {"type": "text", "text": "What is this?"},
         ]
 
+    def test_what_was_answered_may_be_plain_text(self):
+        assert chat(USER, {"role": "assistant", "content": "Hello."})[1] == Message(
+            "assistant", "Hello."
+        )
+
     def test_tool_calls_of_earlier_turns(self):
         use = {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": [1, "ü"]}}
 

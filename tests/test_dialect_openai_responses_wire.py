@@ -56,8 +56,8 @@ def parse(**fields):
     return DIALECT.parse(json.dumps({"model": "m", "input": "Hi", **fields}).encode())
 
 
-def read(stream):
-    """The events of *stream*, each of them as OpenAI's types have it."""
+def read(stream, first=0):
+    """The events of *stream*, each of them as OpenAI's types have it; numbered from *first*."""
     events = []
     for frame in stream.decode().split("\n\n")[:-1]:
         head, _, data = frame.partition("\n")
@@ -67,7 +67,8 @@ def read(stream):
         assert head == f"event: {event['type']}"
         assert ADAPTER.validate_python(event).type == event["type"]
         events.append(event)
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    numbers = [event["sequence_number"] for event in events]
+    assert numbers == list(range(first, first + len(events)))
     return events
 
 
@@ -339,6 +340,69 @@ def test_our_own_reader_knows_the_end():
 
     assert [event.event for event in reader][-1] == "response.output_item.done"
     assert reader.terminal_event is not None
+
+
+# Notices.
+
+
+class Noted:
+    """What becomes of a response, and how much of the stream was there by then."""
+
+    def __init__(self):
+        self.states = []
+        self.dialect = OpenAIResponsesDialect(
+            notice=lambda parsed, response: self.states.append((parsed.token, response)),
+            clock=lambda: 1700000000.9,
+        )
+
+    @property
+    def statuses(self):
+        return [response["status"] for _, response in self.states]
+
+    def parse(self, **fields):
+        return self.dialect.parse(json.dumps({"input": "Hi", **fields}).encode())
+
+
+def test_each_new_state_is_noted_before_it_is_told():
+    noted = Noted()
+    parsed = noted.parse(background=True)
+    renderer = noted.dialect.renderer(parsed, SSE)
+    assert noted.statuses == []
+    renderer.start()
+    assert noted.statuses == ["queued"]
+    renderer.render("Hi")
+    assert noted.statuses == ["queued", "in_progress"]
+    told = read(renderer.end(InferenceResponse(text="Hi")), first=6)
+
+    assert noted.statuses[-1] == "completed"
+    assert noted.states[-1] == (parsed.token, told[-1]["response"])
+
+
+@pytest.mark.parametrize("framing", [TEXT, NDJSON])
+def test_the_end_is_noted_in_every_framing(framing):
+    noted = Noted()
+    renderer = noted.dialect.renderer(noted.parse(), framing)
+    renderer.start()
+    renderer.render("Hi")
+    renderer.end(InferenceResponse(text="Hi"))
+
+    assert said(noted.states[-1][1]["output"][0]) == "Hi"
+
+
+def test_a_whole_answer_is_noted():
+    noted = Noted()
+    document = noted.dialect.document(noted.parse(), InferenceResponse(text="Hi"))
+
+    assert [response for _, response in noted.states] == [json.loads(document)]
+
+
+def test_an_error_of_a_reader_s_own_is_no_state_of_the_response():
+    noted = Noted()
+    frame = noted.dialect.renderer(noted.parse(), SSE).error(EngineError("x"))
+
+    (error,) = read(frame)
+    assert (error["type"], error["code"]) == ("error", "engine_error")
+    assert noted.states == []
 
 
 # The response object.

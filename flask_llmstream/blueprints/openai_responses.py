@@ -129,6 +129,7 @@ class _Question:
     A response that is being made: what it goes on from, and what becomes of it.
 
     Attributes:
+        earlier: The conversation that it goes on from.
         response: The response object as the stream had it last.
         handle: Of the run, where it is in the background; that is cancelled by it.
         input_items: All that it goes on from; known where it is in the background.
@@ -142,8 +143,8 @@ class _Question:
 
     def __init__(self, responses: _Responses, owner: bytes | None) -> None:
         self._responses = responses
-        self._earlier: tuple[Turn, ...] = ()
         self.owner = owner
+        self.earlier: tuple[Turn, ...] = ()
         self.response: dict[str, Any] = {}
         self.handle: InferenceHandle | None = None
         self.input_items: list[ResponseItem] = []
@@ -183,7 +184,7 @@ class _Question:
             )
             error.code = "previous_response_not_found"  # OpenAI's own
             raise error
-        self._earlier = found.turns
+        self.earlier = found.turns
         return found.items
 
     def item(self, item_id: str) -> ResponseItem | None:
@@ -199,8 +200,7 @@ class _Question:
     def note(self, parsed: ParsedResponses, response: dict[str, Any]) -> None:
         self.response = response
         if response["status"] not in _UNDER_WAY:
-            turn = Turn(encode([*parsed.items, *response["output"]]))
-            self._responses.close(self, parsed, (*self._earlier, turn))
+            self._responses.close(self, parsed)
 
 
 class _Responses:
@@ -267,13 +267,15 @@ class _Responses:
         replay.leave(ClientLeftError())
         return self._routes.json(call, question.document)
 
-    def close(self, question: _Question, parsed: ParsedResponses, turns: tuple[Turn, ...]) -> None:
-        """Keep what *question* has come to, where it is to be kept."""
+    def close(self, question: _Question, parsed: ParsedResponses) -> None:
+        """*question* is answered, or has failed: keep what is to be kept."""
+        response, owner = question.response, question.owner
         # Who cancels an answer that is waited for, by leaving, does not want it.
-        is_dropped = question.response["status"] == "cancelled" and not parsed.background
-        if parsed.store and question.owner is not None and question.is_wanted and not is_dropped:
-            document = encode(question.response)
-            self._store.put(KeptResponse(parsed.answer_id, question.owner, document, turns))
+        is_dropped = response["status"] == "cancelled" and not parsed.background
+        if parsed.store and owner is not None and question.is_wanted and not is_dropped:
+            turn = Turn(encode([*parsed.items, *response["output"]]))
+            turns = (*question.earlier, turn)
+            self._store.put(KeptResponse(parsed.answer_id, owner, encode(response), turns))
         # In this order, so that there is always one of the two to be found.
         self._running.pop(parsed.answer_id, None)
 

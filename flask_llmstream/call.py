@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from flask import Flask, Response, after_this_request, has_request_context
 from flask import request as http_request
 from werkzeug.datastructures import Headers
 
+from . import journal
 from .budgets import budgets_of
 from .core.channel import Channel
 from .core.channel_group import ChannelGroup
@@ -77,6 +79,7 @@ class Call:
         headers: The HTTP request's; empty outside of one.
         method: The HTTP method; empty outside of a request.
         connection: The client's.
+        route: The endpoint that the HTTP request came by; empty outside of one.
         request_id: The client's `X-Request-ID`, or a new one.
         key_name: Of the API key, where one was needed.
         arrived_at: Monotonic: when the budgets began.
@@ -87,6 +90,7 @@ class Call:
     headers: Headers = field(default_factory=Headers)
     method: str = ""
     connection: Connection = field(default_factory=Connection)
+    route: str = ""
     request_id: str = ""
     key_name: str | None = None
     arrived_at: float = field(default_factory=monotonic)
@@ -102,6 +106,7 @@ class Call:
             headers=http_request.headers,
             method=http_request.method,
             connection=connection_of(http_request.environ),
+            route=http_request.endpoint or "",
             request_id=request_id_for(http_request),
         )
 
@@ -217,10 +222,10 @@ class Call:
         self, submission: Submission, on_finish: Callable[[Outcome], Any] | None = None
     ) -> Callable[[], None]:
         """
-        What to call once, when the answer is out or given up. It tells of each request,
-        and raises nothing.
+        What to call once, when the answer is out or given up. It tells of each request, and
+        logs how it ended. It raises nothing.
         """
-        app = self.app
+        app, route, arrived_at = self.app, self.route, self.arrived_at
 
         def send(outcome: Outcome) -> None:
             request_finished.send(app, outcome=outcome)
@@ -228,11 +233,15 @@ class Call:
         receivers = (send,) if on_finish is None else (on_finish, send)
 
         def finish() -> None:
-            if on_finish is None and not request_finished.receivers:
+            is_noted = journal.is_kept()
+            if on_finish is None and not (is_noted or request_finished.receivers):
                 return
-            for outcome in map(outcome_of, submission.requests, submission.handles):
+            seconds = monotonic() - arrived_at
+            for request, handle in zip(submission.requests, submission.handles, strict=True):
+                outcome = outcome_of(request, handle)
+                note = partial(journal.note, handle=handle, route=route, seconds=seconds)
                 with app.app_context():
-                    for tell in receivers:
+                    for tell in (note, *receivers) if is_noted else receivers:
                         try:
                             tell(outcome)
                         except Exception:

@@ -34,6 +34,7 @@ LAYERS = (
         "handler",
         "hangup",
         "hub_writer",
+        "journal",
         "policy",
         "recording",
         "registry",

@@ -131,6 +131,11 @@ class Assembler:
         return "".join(self._first.text)
 
     @property
+    def tokens(self) -> int:
+        """Completion tokens so far, over all choices, as they are counted here."""
+        return sum(choice.tokens for choice in self._choices)
+
+    @property
     def finished_choices(self) -> int:
         return sum(choice.is_finished for choice in self._choices)
 
@@ -346,7 +351,7 @@ class Assembler:
         usage = self.usage
         if usage is None:
             # Counted, since the backend reports none. What the prompt cost nobody here knows.
-            usage = Usage(0, sum(choice.tokens for choice in self._choices))
+            usage = Usage(0, self.tokens)
         return InferenceResponse(
             request_id=self._request.request_id,
             model=self._request.model,

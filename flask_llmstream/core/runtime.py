@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .clock import Clock, Timer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "Interrupted",
@@ -481,6 +481,7 @@ def log(
     message: str,
     *args: object,
     error: BaseException | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> None:
     """
     Log from any thread. In a patched process a handler may hold a greenlet lock, so the
@@ -490,7 +491,7 @@ def log(
         return
 
     def emit() -> None:
-        logger.log(level, message, *args, exc_info=error)
+        logger.log(level, message, *args, exc_info=error, extra=extra)
 
     home = _find_home() if is_patched() else None
     if home is None or home.hub is _current_hub():

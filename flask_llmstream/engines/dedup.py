@@ -23,10 +23,10 @@ from ..exceptions import (
 )
 from ..typing import ANYONE
 from .asynchronous import FINALIZER_WAIT_SECONDS
-from .handle import InferenceHandle, cancelled_by_id
+from .handle import InferenceHandle, Progress, cancelled_by_id
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
     from ..core.clock import Timer
     from .asynchronous import AsyncInferenceEngine
@@ -290,7 +290,12 @@ class Deduplicator:
         def leave(reason: LLMStreamError | None) -> None:
             self._leave(waiter, reason or RequestCancelledError("The request was cancelled."))
 
-        handle = InferenceHandle(request_id, cancel=leave, text=lambda: run.handle.text)
+        handle = InferenceHandle(
+            request_id,
+            cancel=leave,
+            text=lambda: run.handle.text,
+            progress=lambda: _progress_of(run, waiter),
+        )
         waiter = _Waiter(flight, handle, run.request.identity, priority)
         flight.waiters.add(waiter)
         self._waiters.setdefault(request_id, set()).add(waiter)
@@ -447,12 +452,25 @@ def _share(
     return _replayed(outcome, waiter.handle.request_id, waiter.joined_at - run.submitted_at)
 
 
+def _progress_of(run: Run, waiter: _Waiter) -> Progress:
+    """*run*'s, its times as *waiter* has seen them."""
+    tokens, timings = run.handle.progress
+    if waiter.joined_at is not None:
+        timings = _later(timings, waiter.joined_at - run.submitted_at)
+    return Progress(tokens, timings)
+
+
 def _replayed(
     response: InferenceResponse, request_id: str, late_seconds: float
 ) -> InferenceResponse:
     """*response* for a caller who came *late_seconds* after its run was submitted."""
-    timings = {name: max(0.0, seconds - late_seconds) for name, seconds in response.timings.items()}
+    timings = _later(response.timings, late_seconds)
     return replace(response, request_id=request_id, cache_hit=True, timings=timings)
+
+
+def _later(timings: Mapping[str, float], late_seconds: float) -> dict[str, float]:
+    """*timings* from *late_seconds* on."""
+    return {name: max(0.0, seconds - late_seconds) for name, seconds in timings.items()}
 
 
 def _resolved(request_id: str, response: InferenceResponse) -> InferenceHandle:

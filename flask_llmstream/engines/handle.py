@@ -6,18 +6,33 @@ from collections import deque
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core import runtime
 from ..exceptions import LLMStreamError, RequestCancelledError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ..core.messages import InferenceResponse
     from ..core.runtime import Parker
 
-__all__ = ["InferenceHandle", "cancelled_by_id"]
+__all__ = ["InferenceHandle", "Progress", "cancelled_by_id"]
+
+
+class Progress(NamedTuple):
+    """
+    How far a request is, or was when it ended.
+
+    Args:
+        tokens: Completion tokens that were counted.
+        timings: Seconds by name, from submit: ``queue``, ``total``, and ``first_token``,
+            once there is one.
+    """
+
+    tokens: int = 0
+    timings: Mapping[str, float] = MappingProxyType({})
 
 
 def cancelled_by_id() -> RequestCancelledError:
@@ -36,7 +51,15 @@ class InferenceHandle:
     Thread safety: every method, from any thread or greenlet; `cancel` from a finalizer too.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_cancel", "_outcome", "_text", "request_id")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_cancel",
+        "_outcome",
+        "_progress",
+        "_text",
+        "request_id",
+    )
 
     def __init__(
         self,
@@ -44,10 +67,12 @@ class InferenceHandle:
         *,
         cancel: Callable[[LLMStreamError | None], None],
         text: Callable[[], str] = str,
+        progress: Callable[[], Progress] = Progress,
     ) -> None:
         self.request_id = request_id
         self._cancel = cancel
         self._text = text
+        self._progress = progress
         self._outcome: InferenceResponse | LLMStreamError | None = None
         self._callbacks: deque[Callable[[], object]] = deque()
 
@@ -112,6 +137,11 @@ class InferenceHandle:
     def text(self) -> str:
         """Answer text of choice 0 produced so far."""
         return self._text()
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is; a whole answer has figures of its own."""
+        return self._progress()
 
     def add_done_callback(self, function: Callable[[], object]) -> None:
         """

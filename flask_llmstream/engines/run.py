@@ -25,7 +25,7 @@ from ..exceptions import (
     LLMStreamError,
     RequestCancelledError,
 )
-from .handle import InferenceHandle
+from .handle import InferenceHandle, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,9 @@ class Run:
             control=self,
         )
         self.assembler = Assembler(self.request)
-        self.handle = InferenceHandle(request_id, cancel=self.cancel, text=self._get_text)
+        self.handle = InferenceHandle(
+            request_id, cancel=self.cancel, text=self._get_text, progress=self._get_progress
+        )
         self.priority = priority
         self.deadline_at = deadline_at
         self.state = State.SUBMITTED
@@ -155,6 +157,9 @@ class Run:
 
     def _get_text(self) -> str:
         return self.assembler.text
+
+    def _get_progress(self) -> Progress:
+        return Progress(self.assembler.tokens, self._timings())
 
     # The end.
 
@@ -213,16 +218,20 @@ class Run:
 
     def _response(self) -> InferenceResponse:
         response = self.assembler.response()
-        started_at = self.started_at or self.submitted_at
+        response.timings = self._timings()
+        response.cache_hit = self.cache_hit
+        return response
+
+    def _timings(self) -> dict[str, float]:
+        """So far."""
+        now = monotonic()
         timings = {
-            "queue": started_at - self.submitted_at,
-            "total": monotonic() - self.submitted_at,
+            "queue": (self.started_at or now) - self.submitted_at,
+            "total": now - self.submitted_at,
         }
         if self.first_item_at is not None:
             timings["first_token"] = self.first_item_at - self.submitted_at
-        response.timings = timings
-        response.cache_hit = self.cache_hit
-        return response
+        return timings
 
     def send_final(self) -> None:
         """

@@ -16,6 +16,7 @@ from flask_llmstream.dialects import (
     OllamaChatDialect,
     OllamaGenerateDialect,
     OpenAIChatDialect,
+    OpenAICompletionsDialect,
     OpenAIResponsesDialect,
 )
 from flask_llmstream.framing import NDJSON, SSE
@@ -87,6 +88,7 @@ def _both(dialect, body, *, sse=None, ndjson=None):
 WIRES = (
     *_both(NativeDialect(), {"prompt": "Hi"}),
     *_both(OpenAIChatDialect(), {"messages": HI}),
+    *_both(OpenAICompletionsDialect(), {"prompt": "Hi"}),
     *_both(
         OpenAIResponsesDialect(),
         {"input": "Hi", "model": "m"},

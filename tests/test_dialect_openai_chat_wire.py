@@ -6,6 +6,7 @@ import enum
 import importlib
 import json
 import math
+from dataclasses import replace
 
 import openai
 import pytest
@@ -16,6 +17,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from flask_llmstream import exceptions
 from flask_llmstream._version import __version__
+from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.core.messages import (
     Choice,
     Finish,
@@ -716,6 +718,73 @@ def test_any_items_make_a_stream_that_openais_types_accept(items, logprobs, opti
             assert first.type == "function"
             assert not any({"id", "type"} & call.model_fields_set for call in rest)
             assert not any("name" in call.function.model_fields_set for call in rest)
+
+
+TEXTS = ("content", "refusal", "reasoning_content")
+
+
+def joined(chunks):
+    """The choices that a client makes of a stream."""
+    whole = {}
+    for each in (choice for chunk in chunks for choice in chunk["choices"]):
+        mine = whole.setdefault(
+            each["index"],
+            {"texts": dict.fromkeys(TEXTS, ""), "calls": {}, "tokens": [], "reason": None},
+        )
+        assert mine["reason"] is None, "nothing follows a finish reason"
+        mine["reason"] = each["finish_reason"]
+        mine["tokens"] += (each["logprobs"] or {}).get("content", ())
+        for name in TEXTS:
+            mine["texts"][name] += each["delta"].get(name, "")
+        for call in each["delta"].get("tool_calls", ()):
+            function = call["function"]
+            if call["index"] in mine["calls"]:
+                mine["calls"][call["index"]]["function"]["arguments"] += function["arguments"]
+            else:
+                mine["calls"][call["index"]] = call
+    return [whole[index] for index in sorted(whole)]
+
+
+def told(choice):
+    """A choice of a document in the same words; calls have no index there, but their place."""
+    message = choice["message"]
+    return {
+        "texts": {name: message.get(name) or "" for name in TEXTS},
+        "calls": message.get("tool_calls", []),
+        "tokens": (choice["logprobs"] or {}).get("content", []),
+        "reason": choice["finish_reason"],
+    }
+
+
+@given(
+    st.lists(items, max_size=12),
+    st.booleans(),
+    st.lists(st.sampled_from(["ab", "0", "é"]), max_size=2),
+    st.booleans(),
+)
+def test_a_stream_adds_up_to_the_document(emitted, logprobs, stop, continuous):
+    fields = {"n": 3, "stop": stop, "logprobs": logprobs, "top_logprobs": int(logprobs)}
+    options = {"include_usage": True, "continuous_usage_stats": continuous}
+    parsed = parse(**fields, stream_options=options)
+    assembler = Assembler(parsed.request)
+    passed = []
+    for item in [*(Token("x", logprob=-1.0, choice=choice) for choice in range(3)), *emitted]:
+        if isinstance(item, ToolCallDelta):
+            item = replace(item, id=f"call_{item.index}", name="f")  # noqa: PLW2901
+        passed += assembler.accept(item)
+    passed += assembler.finish()
+    response = assembler.response()
+
+    payloads = read_sse(render_stream(DIALECT.renderer(parsed, SSE), passed, response))
+    document = json.loads(DIALECT.document(parsed, response))
+
+    chunks = [json.loads(payload) for payload in payloads[:-1]]
+    assert chunks[-1]["usage"] == document["usage"]
+    for mine, choice in zip(joined(chunks), document["choices"], strict=True):
+        calls = [call for _, call in sorted(mine["calls"].items())]
+        for call in calls:
+            del call["index"]
+        assert {**mine, "calls": calls} == told(choice)
 
 
 @settings(deadline=None)  # a busy machine is no fault of the code

@@ -103,7 +103,7 @@ def _response_items(message):
 
 
 def _anthropic(scenario):
-    turns = [message for message in scenario.messages if message.role != "system"]
+    system, turns = _system_and_turns(scenario)
     body = {
         "model": scenario.model or scenario.name,
         "max_tokens": 10_000,  # More, and the SDK insists on streaming.
@@ -113,9 +113,15 @@ def _anthropic(scenario):
             for function in scenario.tools
         ],
     }
-    if len(turns) < len(scenario.messages):
-        body["system"] = scenario.messages[0].text
+    if system:
+        body["system"] = system
     return body
+
+
+def _system_and_turns(scenario):
+    """The text of the system's message, for who has it apart; and the other messages."""
+    first, *others = scenario.messages
+    return (first.text, others) if first.role == "system" else (None, scenario.messages)
 
 
 def _anthropic_message(message):
@@ -168,9 +174,11 @@ def _prompt(scenario):
 def _ai_sdk(scenario):
     """What the AI SDK takes; its providers make the dialect's own request of it."""
     names = {call.id: call.name for message in scenario.messages for call in message.tool_calls}
+    system, turns = _system_and_turns(scenario)
     return {
         "model": scenario.model or scenario.name,
-        "messages": [_ai_sdk_message(message, names) for message in scenario.messages],
+        "system": system,
+        "messages": [_ai_sdk_message(message, names) for message in turns],
         "tools": [asdict(function) for function in scenario.tools],
     }
 

@@ -173,6 +173,9 @@ def responses_helper(job, reading):
         for event in stream:
             if event.type == "response.output_text.delta":
                 reading.text(event.delta)
+            elif event.type == "response.incomplete":
+                note_response(event.response, reading)
+                return  # `get_final_response` would raise: it knows completed ones only.
         note_response(stream.get_final_response(), reading)
 
 

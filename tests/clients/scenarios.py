@@ -209,7 +209,7 @@ SCENARIOS = (
         tools=TOOLS,
         needs={"tools", "chat"},
     ),
-    says("pings", REST, "Hel", REST, "lo", REST, text="Hello", mount="/pinging"),
+    says("pings", REST, "Hel", REST, "lo", text="Hello", mount="/pinging"),
     fails(
         "error before",
         UpstreamError("The model server is down."),
@@ -254,7 +254,7 @@ SCENARIOS = (
     fails(
         "deadline before",
         WAIT,
-        timeout_seconds=0.3,
+        timeout_seconds=0.2,
         status=504,
         code="deadline_exceeded",
         message="The request's deadline passed.",
@@ -265,7 +265,7 @@ SCENARIOS = (
         "Hel",
         WAIT,
         text="Hel",
-        timeout_seconds=0.3,
+        timeout_seconds=0.5,  # On a busy machine the first token takes a while, too.
         status=504,
         code="deadline_exceeded",
         message="The request's deadline passed.",
@@ -285,7 +285,7 @@ SCENARIOS = (
         # Most clients tell the server their timeout: either may be the first to say so.
         Answer(failure=ANY),
         Answer(failure=ANY),
-        gives_up_seconds=0.3,
+        gives_up_seconds=0.5,
         ends=(RequestCancelledError, DeadlineExceededError),
     ),
 )

@@ -12,7 +12,7 @@ from .answers import Job
 from .scenarios import REST, SCENARIOS, WAIT
 
 KEY = "secret"
-PING_SECONDS = 0.05
+PING_SECONDS = 0.04
 
 # Where each blueprint is registered, beside its own prefix, and with which settings.
 MOUNTS = {

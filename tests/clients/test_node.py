@@ -11,17 +11,21 @@ from .dialects import (
     AI_SDK_ANTHROPIC,
     AI_SDK_OPENAI_CHAT,
     AI_SDK_OPENAI_COMPLETION,
+    AI_SDK_OPENAI_RESPONSES,
     AI_SDK_UI,
     ANTHROPIC,
     OLLAMA_CHAT,
     OLLAMA_GENERATE,
     OPENAI_CHAT,
     OPENAI_COMPLETION,
+    OPENAI_RESPONSES,
 )
 from .reader_process import ReaderProcess
 from .readers import Reader, cases
 
 HERE = Path(__file__).parent / "node"
+
+REASONING = frozenset({"reasoning"})
 
 # The readers themselves are in node/read_*.mjs, under the same names.
 READERS = (
@@ -30,6 +34,9 @@ READERS = (
     Reader("openai-node chat whole", OPENAI_CHAT, streams=False),
     Reader("openai-node completion", OPENAI_COMPLETION),
     Reader("openai-node completion whole", OPENAI_COMPLETION, streams=False),
+    Reader("openai-node responses", OPENAI_RESPONSES),
+    Reader("openai-node responses helper", OPENAI_RESPONSES),
+    Reader("openai-node responses whole", OPENAI_RESPONSES, streams=False),
     Reader("anthropic-node", ANTHROPIC),
     Reader("anthropic-node helper", ANTHROPIC),
     Reader("anthropic-node whole", ANTHROPIC, streams=False),
@@ -37,13 +44,16 @@ READERS = (
     Reader("ollama-node chat whole", OLLAMA_CHAT, streams=False),
     Reader("ollama-node generate", OLLAMA_GENERATE),
     Reader("ollama-node generate whole", OLLAMA_GENERATE, streams=False),
-    # The provider for OpenAI itself drops `reasoning_content`; the other one has it.
-    Reader("ai-sdk openai chat", AI_SDK_OPENAI_CHAT, untold=frozenset({"reasoning"})),
+    # The provider for OpenAI itself has no `reasoning_content`, and of Responses the
+    # reasoning's summary only.
+    Reader("ai-sdk openai chat", AI_SDK_OPENAI_CHAT, untold=REASONING),
+    Reader("ai-sdk openai chat whole", AI_SDK_OPENAI_CHAT, streams=False, untold=REASONING),
+    Reader("ai-sdk openai responses", AI_SDK_OPENAI_RESPONSES, untold=REASONING),
     Reader(
-        "ai-sdk openai chat whole",
-        AI_SDK_OPENAI_CHAT,
+        "ai-sdk openai responses whole",
+        AI_SDK_OPENAI_RESPONSES,
         streams=False,
-        untold=frozenset({"reasoning"}),
+        untold=REASONING,
     ),
     Reader("ai-sdk openai completion", AI_SDK_OPENAI_COMPLETION),
     Reader("ai-sdk openai completion whole", AI_SDK_OPENAI_COMPLETION, streams=False),

@@ -13,6 +13,7 @@ from .dialects import (
     OLLAMA_GENERATE,
     OPENAI_CHAT,
     OPENAI_COMPLETION,
+    OPENAI_RESPONSES,
     PLAIN_TEXT,
 )
 from .readers import Reader, cases
@@ -29,6 +30,10 @@ READERS = (
         read_openai.completion_whole,
         streams=False,
     ),
+    Reader("openai responses", OPENAI_RESPONSES, read_openai.responses_stream),
+    Reader("openai responses async", OPENAI_RESPONSES, read_openai.responses_stream_async),
+    Reader("openai responses helper", OPENAI_RESPONSES, read_openai.responses_helper),
+    Reader("openai responses whole", OPENAI_RESPONSES, read_openai.responses_whole, streams=False),
     Reader("anthropic", ANTHROPIC, read_anthropic.messages_stream),
     Reader("anthropic async", ANTHROPIC, read_anthropic.messages_stream_async),
     Reader("anthropic helper", ANTHROPIC, read_anthropic.messages_helper),

@@ -18,9 +18,10 @@ const PROVIDERS = {
 
 function requestOf(job, provider) {
   const settings = { baseURL: job.base_url, apiKey: job.api_key, headers: job.headers };
-  const { model, messages, tools } = job.body;
+  const { model, system, messages, tools } = job.body;
   return {
     model: PROVIDERS[provider](settings, model),
+    system: system ?? undefined,
     messages,
     tools: Object.fromEntries(
       tools.map(({ name, parameters }) => [name, tool({ inputSchema: jsonSchema(parameters) })]),

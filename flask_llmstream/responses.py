@@ -256,8 +256,8 @@ class StreamBody:
         while not self._is_ended:
             data = self._next_frames()
             if data:
-                self._heartbeat_at = monotonic() + self._heartbeat_seconds
-                self._writing_since = monotonic()
+                self._writing_since = now = monotonic()
+                self._heartbeat_at = now + self._heartbeat_seconds
                 self._has_begun = True
                 return data
         if self._failure is not None:

@@ -279,8 +279,11 @@ class Channel:
             parker = self._consumer = parker_here(self._consumer)
             self._waiting = parker
             try:
-                while not (items or self.closed or self._woken) and monotonic() < until:
-                    parker.park(until)
+                # Looked at again: whoever came before the parker was published told nobody.
+                while not (items or self.closed or self._woken):
+                    parker.park(until)  # Returns at once where *until* has passed.
+                    if until <= monotonic():
+                        break
             finally:
                 self._waiting = None
         self._woken = False

@@ -26,6 +26,7 @@ from .readers import Reader, cases
 HERE = Path(__file__).parent / "node"
 
 REASONING = frozenset({"reasoning"})
+WHAT_FAILED = frozenset({"code", "message"})
 
 # The readers themselves are in node/read_*.mjs, under the same names.
 READERS = (
@@ -59,6 +60,11 @@ READERS = (
     Reader("ai-sdk openai completion whole", AI_SDK_OPENAI_COMPLETION, streams=False),
     Reader("ai-sdk openai-compatible", AI_SDK_OPENAI_CHAT),
     Reader("ai-sdk openai-compatible whole", AI_SDK_OPENAI_CHAT, streams=False),
+    # Understands only errors with a `param`, and of those in a stream says nothing.
+    Reader("ai-sdk open-responses", AI_SDK_OPENAI_RESPONSES, untold=WHAT_FAILED),
+    Reader(
+        "ai-sdk open-responses whole", AI_SDK_OPENAI_RESPONSES, streams=False, untold=WHAT_FAILED
+    ),
     Reader("ai-sdk anthropic", AI_SDK_ANTHROPIC),
     Reader("ai-sdk anthropic whole", AI_SDK_ANTHROPIC, streams=False),
     Reader("ai-sdk ui parts", AI_SDK_UI),

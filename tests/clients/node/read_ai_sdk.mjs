@@ -1,6 +1,7 @@
 // Vercel's AI SDK, with its providers for the dialects.
 
 import { createAnthropic } from "@ai-sdk/anthropic";
+import { createOpenResponses } from "@ai-sdk/open-responses";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateText, jsonSchema, streamText, tool } from "ai";
@@ -13,6 +14,8 @@ const PROVIDERS = {
   "ai-sdk openai responses": (settings, model) => createOpenAI(settings).responses(model),
   "ai-sdk openai-compatible": (settings, model) =>
     createOpenAICompatible({ ...settings, name: "bench", includeUsage: true })(model),
+  "ai-sdk open-responses": ({ baseURL, ...settings }, model) =>
+    createOpenResponses({ ...settings, name: "bench", url: `${baseURL}/responses` })(model),
   "ai-sdk anthropic": (settings, model) => createAnthropic(settings)(model),
 };
 
@@ -79,7 +82,11 @@ const whole = (provider) => async (job, reading) => {
 };
 
 function noteEnd(finishReason, usage, reading) {
-  if (finishReason === "error") return; // Follows the error itself.
+  if (finishReason === "error") {
+    // Follows the error itself, except where the provider keeps that to itself.
+    if (!reading.failure) reading.fail(null, null, null);
+    return;
+  }
   reading.finish = finishReason.replace("-", "_");
   reading.usage = [usage.inputTokens, usage.outputTokens];
 }

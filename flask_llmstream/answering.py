@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .dialects import Parsed
     from .engines.handle import InferenceHandle
     from .framing import Framing
-    from .recording import Recordings, Replay
+    from .recording import Asides, Recordings, Replay
     from .responses import Outcome, Reception
     from .typing import Dialect, Engine, EventRenderer
 
@@ -150,8 +150,8 @@ class Answer:
             )
             if replay is not None:
                 # A renderer of its own: what it says to this reader alone is not recorded.
-                alone = self._dialect.renderer(parsed, self._framing)
-                return self.replay(replay, alone, request.request_id)
+                asides = self._dialect.renderer(parsed, self._framing)
+                return self.replay(replay, asides, request.request_id)
         return self._respond(reception, renderer, finish, request.request_id)
 
     def begin(
@@ -201,16 +201,16 @@ class Answer:
             raise EngineError("The answer cannot be recorded.")
         return submission.handle, replay
 
-    def replay(self, replay: Replay, renderer: EventRenderer, request_id: str = "") -> Response:
+    def replay(self, replay: Replay, asides: Asides, request_id: str = "") -> Response:
         """
         What *replay* gives.
 
         Args:
             replay: One reader of a recorded answer.
-            renderer: For this reader's heartbeats, and the errors that are its own.
+            asides: To this reader: heartbeats, and the errors that are its own.
             request_id: Of the answer's request, where that is known.
         """
-        return self._respond(replay, ReplayRenderer(renderer), _nothing, request_id)
+        return self._respond(replay, ReplayRenderer(asides), _nothing, request_id)
 
     def rest(self, parsed: Parsed, identify: Callable[[], Any]) -> Response | None:
         """
@@ -226,8 +226,8 @@ class Answer:
         replay = self._recordings.replay(id, identity=identify(), settings=self._call.settings)
         if replay.is_at_end:
             return Response(status=204, headers=self._headers_for(parsed.request.request_id))
-        renderer = self._dialect.renderer(parsed, self._framing)
-        return self.replay(replay, renderer, parsed.request.request_id)
+        asides = self._dialect.renderer(parsed, self._framing)
+        return self.replay(replay, asides, parsed.request.request_id)
 
     def _respond(
         self,

@@ -18,7 +18,7 @@ import secrets
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .core import runtime
 from .core.channel import NOW, Channel
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .responses import Reception
     from .typing import EventRenderer, Store
 
-__all__ = ["EventId", "Recording", "Recordings", "Replay", "ReplayRenderer"]
+__all__ = ["Asides", "EventId", "Recording", "Recordings", "Replay", "ReplayRenderer"]
 
 _logger = logging.getLogger("flask_llmstream.response")
 
@@ -308,12 +308,21 @@ class Replay:
                 recording.leave_alone(reason)
 
 
+class Asides(Protocol):
+    """What one reader is told beside the recorded events: a part of an `EventRenderer`."""
+
+    @property
+    def heartbeat(self) -> bytes: ...
+
+    def error(self, error: LLMStreamError) -> bytes | None: ...
+
+
 class ReplayRenderer:
     """The `EventRenderer` of what is rendered already. Stateless."""
 
-    def __init__(self, renderer: EventRenderer) -> None:
-        self.error = renderer.error
-        self.heartbeat = renderer.heartbeat
+    def __init__(self, asides: Asides) -> None:
+        self.error = asides.error
+        self.heartbeat = asides.heartbeat
         if self.heartbeat == SSE.heartbeat:
             # A blank line after it would end an event that has an id and no data: openai-py
             # and httpx-sse fail on that.

@@ -206,8 +206,8 @@ class LLMStream:
         self, *, name: str = "openai", models: Iterable[str] | None = None, **settings: Any
     ) -> Blueprint:
         """
-        OpenAI's chat completions, completions and models, under ``/v1`` unless registered
-        elsewhere.
+        OpenAI's chat completions, completions, responses and models, under ``/v1`` unless
+        registered elsewhere.
 
         Args:
             name: Of the blueprint; each one registered on an app needs its own.

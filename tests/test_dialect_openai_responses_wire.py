@@ -216,11 +216,15 @@ def test_a_call_has_arguments_and_no_content():
     assert types(events)[-1] == "completed"
 
 
-def test_a_call_without_arguments_has_an_empty_object():
-    (*_, delta, done, _, completed) = events_of(ToolCallDelta(0, id="c", name="now"))
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_a_call_without_arguments_has_an_empty_object(blank):
+    events = events_of(ToolCallDelta(0, id="c", name="now", arguments=blank))
 
-    assert (delta["delta"], done["arguments"]) == ("{}", "{}")
-    assert completed["response"]["output"][0]["arguments"] == "{}"
+    (call,) = events[-1]["response"]["output"]
+    assert json.loads(call["arguments"]) == {}
+    assert joined_deltas(events) == {call["id"]: call["arguments"]}
+    answer = InferenceResponse(tool_calls=[ToolCall("c", "now", blank)])
+    assert whole(answer)["output"][0]["arguments"] == call["arguments"]
 
 
 def test_an_answer_that_says_nothing_is_an_empty_message():

@@ -20,7 +20,7 @@ from ..dialects import OpenAIResponsesDialect
 from ..dialects.answer_ids import RESPONSE
 from ..dialects.decoding import invalid
 from ..dialects.encoding import encode
-from ..dialects.openai_responses import ReaderRenderer
+from ..dialects.openai_responses import ReaderAsides
 from ..exceptions import RequestCancelledError, UnknownStreamError
 from ..framing import JSON, SSE, negotiate
 from ..hangup import ClientLeftError
@@ -124,58 +124,72 @@ class _Answered:
         """Nothing: it is over. Whoever cancels twice is told the same twice."""
 
 
+class _Running:
+    """
+    A response in the background that is being made.
+
+    Thread safety: every method, from any thread or greenlet.
+    """
+
+    is_background = True
+
+    def __init__(
+        self,
+        question: _Question,
+        owner: bytes,
+        handle: InferenceHandle,
+        input_items: list[ResponseItem],
+    ) -> None:
+        self.question = question
+        self.owner = owner
+        self.input_items = input_items
+        self._handle = handle
+
+    @property
+    def id(self) -> str:
+        return str(self.question.response["id"])
+
+    @property
+    def document(self) -> bytes:
+        response = self.question.response
+        is_cancelled = isinstance(self._handle.outcome, RequestCancelledError)
+        if is_cancelled and response["status"] in _UNDER_WAY:
+            # The stream is about to say so.
+            response = {**response, "status": "cancelled"}
+        return encode(response)
+
+    def cancel(self) -> None:
+        self._handle.cancel(RequestCancelledError("The response was cancelled."))
+
+
 class _Question:
     """
-    A response that is being made: what it goes on from, and what becomes of it.
+    What a response goes on from, and what becomes of it: its dialect's `History` and
+    `Notice`.
 
     Attributes:
+        owner: Whose it is; None where that cannot be told again.
         earlier: The conversation that it goes on from.
-        response: The response object as the stream had it last.
-        handle: Of the run, where it is in the background; that is cancelled by it.
-        input_items: All that it goes on from; known where it is in the background.
+        response: The response object as it was told last.
         is_wanted: Not so once it was deleted.
+        is_closed: Whether it has an end, and that is kept.
 
-    Thread safety: each method from the thread or greenlet that serves the question, `note`
-    from the one that renders the answer; the rest from any.
+    Thread safety: `note` from the thread or greenlet that renders the answer, the rest from
+    the one that reads the question.
     """
-
-    is_background = True  # Nobody else's is to be found while it is made.
 
     def __init__(self, responses: _Responses, owner: bytes | None) -> None:
         self._responses = responses
         self.owner = owner
         self.earlier: tuple[Turn, ...] = ()
         self.response: dict[str, Any] = {}
-        self.handle: InferenceHandle | None = None
-        self.input_items: list[ResponseItem] = []
         self.is_wanted = True
-
-    @property
-    def id(self) -> str:
-        return str(self.response["id"])
-
-    @property
-    def document(self) -> bytes:
-        response = self.response
-        if response["status"] in _UNDER_WAY and self._is_cancelled:
-            # The stream is about to say so.
-            response = {**response, "status": "cancelled"}
-        return encode(response)
-
-    @property
-    def _is_cancelled(self) -> bool:
-        return self.handle is not None and isinstance(self.handle.outcome, RequestCancelledError)
-
-    def cancel(self) -> None:
-        """End the run, unless it has ended."""
-        if self.handle is not None:
-            self.handle.cancel(RequestCancelledError("The response was cancelled."))
-
-    # The `History` of its dialect.
+        self.is_closed = False
 
     def conversation(self, response_id: str) -> list[ResponseItem]:
+        """See `History.conversation`."""
         found = self._responses.get(response_id, self.owner)
-        if isinstance(found, _Question):
+        if isinstance(found, _Running):
             raise invalid("previous_response_id", "that response is not finished yet")
         if found is None:
             error = invalid(
@@ -188,6 +202,7 @@ class _Question:
         return found.items
 
     def item(self, item_id: str) -> ResponseItem | None:
+        """See `History.item`."""
         match = _ITEM_ID.fullmatch(item_id)
         found = self._responses.get(RESPONSE + match[1], self.owner) if match else None
         if not isinstance(found, _Answered):
@@ -195,9 +210,8 @@ class _Question:
         items: list[ResponseItem] = msgspec.json.decode(found.turns[-1].items)
         return next((item for item in items if item["id"] == item_id), None)
 
-    # The `Notice` of its dialect.
-
     def note(self, parsed: ParsedResponses, response: dict[str, Any]) -> None:
+        """See `Notice`."""
         self.response = response
         if response["status"] not in _UNDER_WAY:
             self._responses.close(self, parsed)
@@ -219,19 +233,21 @@ class _Responses:
             max_bytes=settings.stored_bytes,
             keep_seconds=settings.stored_seconds,
         )
-        # In the background, under way. As many as the engines take.
-        self._running: dict[str, _Question] = {}
+        # As many as the engines take.
+        self._running: dict[str, _Running] = {}
 
     def create(self, call: Call, owner: bytes | None) -> Response:
         """``POST /responses``."""
         question = _Question(self, owner)
         dialect = OpenAIResponsesDialect(notice=question.note)
         parsed = dialect.parse(read_body(call.settings.max_request_bytes), question)
-        if owner is None or not call.settings.stored_responses:
-            parsed = replace(parsed, store=False)
-        if parsed.background:
-            return self._begin(call, dialect, parsed, question)
-        return self._llm.answer(call, dialect, parsed, models=self._routes.offered())
+        is_kept = owner is not None and call.settings.stored_responses > 0
+        parsed = replace(parsed, store=parsed.store and is_kept)
+        if not parsed.background:
+            return self._llm.answer(call, dialect, parsed, models=self._routes.offered())
+        if owner is None or not parsed.store:
+            raise invalid("background", "needs responses to be kept, which they are not here")
+        return self._begin(call, dialect, parsed, question, owner)
 
     def _begin(
         self,
@@ -239,33 +255,31 @@ class _Responses:
         dialect: OpenAIResponsesDialect,
         parsed: ParsedResponses,
         question: _Question,
+        owner: bytes,
     ) -> Response:
-        if not parsed.store:
-            raise invalid("background", "needs responses to be kept, which they are not here")
         framing = _negotiate(call, stream=parsed.stream)
         budgets = background_budgets_of(call.headers, call.settings)
         admitted = self._llm.admit(call, parsed.request, models=self._routes.offered())
         parsed = replace(parsed, request=admitted.request)
-        question.input_items = [*parsed.history, *parsed.items]
         # Events are recorded as SSE, whether or not anybody reads them.
         answer = self._llm.answering(call, dialect, SSE)
-        self._running[parsed.answer_id] = question
-        try:
-            question.handle, replay = answer.begin(
-                parsed,
-                [admitted],
-                budgets,
-                identity=question.owner,
-                stream_id=parsed.token,
-                keep_seconds=call.settings.stored_seconds,
-            )
-        except BaseException:
+        handle, replay = answer.begin(
+            parsed,
+            [admitted],
+            budgets,
+            identity=owner,
+            stream_id=parsed.token,
+            keep_seconds=call.settings.stored_seconds,
+        )
+        running = _Running(question, owner, handle, [*parsed.history, *parsed.items])
+        self._running[parsed.answer_id] = running
+        if question.is_closed:
+            # Too late for `close` to see that it was here.
             self._running.pop(parsed.answer_id, None)
-            raise
         if framing == SSE:
-            return answer.replay(replay, ReaderRenderer(SSE), admitted.request.request_id)
+            return answer.replay(replay, ReaderAsides(SSE), admitted.request.request_id)
         replay.leave(ClientLeftError())
-        return self._routes.json(call, question.document)
+        return self._routes.json(call, running.document)
 
     def close(self, question: _Question, parsed: ParsedResponses) -> None:
         """*question* is answered, or has failed: keep what is to be kept."""
@@ -277,19 +291,20 @@ class _Responses:
             turns = (*question.earlier, turn)
             self._store.put(KeptResponse(parsed.answer_id, owner, encode(response), turns))
         # In this order, so that there is always one of the two to be found.
+        question.is_closed = True
         self._running.pop(parsed.answer_id, None)
 
-    def get(self, id: str, owner: bytes | None) -> _Question | _Answered | None:
+    def get(self, id: str, owner: bytes | None) -> _Running | _Answered | None:
         """The response with this *id*, where it is *owner*'s."""
         if owner is None:
             return None
-        question = self._running.get(id)
-        if question is not None and question.owner == owner:
-            return question
+        running = self._running.get(id)
+        if running is not None and running.owner == owner:
+            return running
         kept = self._store.get(id, owner)
         return None if kept is None else _Answered(kept)
 
-    def find(self, id: str, owner: bytes | None) -> _Question | _Answered:
+    def find(self, id: str, owner: bytes | None) -> _Running | _Answered:
         """
         As `get`.
 
@@ -303,16 +318,15 @@ class _Responses:
             )
         return found
 
-    def delete(self, found: _Question | _Answered) -> None:
+    def delete(self, found: _Running | _Answered) -> None:
         """Forget it, and end it where it is under way."""
-        if isinstance(found, _Question):
-            found.is_wanted = False
+        if isinstance(found, _Running):
+            found.question.is_wanted = False
             found.cancel()
-        if found.owner is not None:
-            self._store.delete(found.id, found.owner)
+        self._store.delete(found.id, found.owner)
         self._running.pop(found.id, None)
 
-    def read_on(self, call: Call, found: _Question | _Answered, starting_after: int) -> Response:
+    def read_on(self, call: Call, found: _Running | _Answered, starting_after: int) -> Response:
         """The events of *found* that come after the one with number *starting_after*."""
         if not found.is_background:
             raise invalid("stream", "only what was begun in the background is streamed again")
@@ -326,7 +340,7 @@ class _Responses:
                 param="starting_after",
             ) from exc
         answer = self._llm.answering(call, OpenAIResponsesDialect(), SSE)
-        return answer.replay(replay, ReaderRenderer(SSE))
+        return answer.replay(replay, ReaderAsides(SSE))
 
 
 def _negotiate(call: Call, *, stream: bool | None) -> Any:

@@ -43,13 +43,10 @@ if TYPE_CHECKING:
     from .openai_responses_input import History, ResponseItem
     from .parsed import Parsed
 
-__all__ = ["Notice", "OpenAIResponsesDialect", "ReaderRenderer"]
+__all__ = ["Notice", "OpenAIResponsesDialect", "ReaderAsides"]
 
 Notice: TypeAlias = "Callable[[ParsedResponses, dict[str, Any]], None]"
 """Is told each new state of a response, as a response object, before anybody else is."""
-
-_NO_ARGUMENTS = "{}"
-"""Of a call without any: clients read them as JSON, and nothing is no JSON."""
 
 
 class OpenAIResponsesDialect:
@@ -128,9 +125,17 @@ def _whole_item(
 ) -> ResponseItem:
     if block.kind is BlockKind.TOOL_CALL:
         item = item_object(block, token, status)
-        return {**item, "arguments": item["arguments"] or _NO_ARGUMENTS}
+        return {**item, "arguments": item["arguments"] + _missing_arguments(block)}
     of_text = logprobs if block.kind is BlockKind.TEXT else ()
     return item_object(block, token, status, [part_object(block, block.text, of_text)])
+
+
+def _missing_arguments(block: Block) -> str:
+    """
+    What a call lacks that has no arguments. Clients read them as JSON, and some models
+    write nothing, or a blank, where a function has no parameters.
+    """
+    return "" if block.text.strip() else "{}"
 
 
 _DELTAS = {
@@ -213,7 +218,7 @@ class _EventRenderer(BlockRenderer):
     def error(self, error: LLMStreamError) -> bytes:
         if not self._sequence_number:
             # There is no stream yet to speak of, or it is somebody else's.
-            return ReaderRenderer(self.framing).error(error)
+            return ReaderAsides(self.framing).error(error)
         output = self._output
         if self.is_open:
             block = self.blocks[-1]
@@ -270,8 +275,8 @@ class _EventRenderer(BlockRenderer):
 
     def closed(self, block: Block) -> bytes:
         frames = []
-        if block.kind is BlockKind.TOOL_CALL and not block.pieces:
-            frames.append(self.delta(block, _NO_ARGUMENTS))
+        if block.kind is BlockKind.TOOL_CALL and (missing := _missing_arguments(block)):
+            frames.append(self.delta(block, missing))
         if block.kind is BlockKind.TEXT:
             self._take_logprobs()
         status = status_of(self._finish_reason or "")
@@ -326,10 +331,9 @@ class _EventRenderer(BlockRenderer):
         return _event(self.framing, kind, number, fields)
 
 
-class ReaderRenderer:
+class ReaderAsides:
     """
-    The `EventRenderer` of one who reads a response that is recorded elsewhere: there is
-    nothing to render but what has gone wrong with the reading. Stateless.
+    The `Asides` of a response that is recorded: what has gone wrong with the reading alone.
 
     Args:
         framing: SSE or NDJSON.
@@ -338,15 +342,6 @@ class ReaderRenderer:
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
         self.heartbeat = framing.heartbeat
-
-    def start(self) -> bytes:
-        return b""
-
-    def render(self, item: Item) -> bytes:  # noqa: ARG002
-        return b""
-
-    def end(self, response: InferenceResponse) -> bytes:  # noqa: ARG002
-        return b""
 
     def error(self, error: LLMStreamError) -> bytes:
         """An ``error`` event with the number 0: it has no place among the response's own."""

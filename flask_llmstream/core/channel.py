@@ -275,7 +275,7 @@ class Channel:
             Items in order; empty on the other three. Look at `is_drained`.
         """
         items = self._items
-        if not (items or self.closed or self._woken):
+        if until > NOW and not (items or self.closed or self._woken):
             parker = self._consumer = parker_here(self._consumer)
             self._waiting = parker
             try:

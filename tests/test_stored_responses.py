@@ -55,6 +55,16 @@ def test_the_oldest_make_room_for_a_new_one():
     assert [id for id in "abc" if store.get(id, ALICE)] == ["b", "c"]
 
 
+def test_what_was_asked_for_lately_stays():
+    store = make_store(max_responses=2)
+    store.put(response("a"))
+    store.put(response("b"))
+    store.get("a", ALICE)
+    store.put(response("c"))
+
+    assert [id for id in "abc" if store.get(id, ALICE)] == ["a", "c"]
+
+
 def test_the_oldest_make_room_for_many_bytes():
     store = make_store(max_bytes=10_000)
     for id in "abc":
@@ -78,17 +88,17 @@ def test_nothing_is_kept_where_there_is_no_room_at_all():
     assert store.get("a", ALICE) is None
 
 
-def test_a_response_is_forgotten_after_its_time():
+def test_a_response_is_forgotten_some_time_after_it_was_last_asked_for():
     clock = Clock()
     store = make_store(clock=clock, keep_seconds=60)
-    store.put(response("a"))
+    for id in "abc":
+        store.put(response(id))
     clock.now += 59
-    store.put(response("b"))
-    assert store.get("a", ALICE)
+    assert store.get("b", ALICE)
+    assert not store.get("c", BOB)
     clock.now += 1
 
-    assert not store.get("a", ALICE)
-    assert store.get("b", ALICE)
+    assert [id for id in "abc" if store.get(id, ALICE)] == ["b"]
     clock.now += 60
     assert not store.delete("b", ALICE)
     assert store.bytes_held == 0

@@ -27,6 +27,7 @@ from ..hangup import ClientLeftError
 from ..recording import EventId
 from ..stores import KeptResponse, ResponseStore, Turn, owner_of
 from .body import read_body
+from .operation import describe
 
 if TYPE_CHECKING:
     from flask import Flask, Response
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..dialects.openai_responses_input import ResponseItem
     from ..engines.handle import InferenceHandle
     from ..extension import LLMStream
+    from ..framing import Framing
     from .routes import Routes
 
 __all__ = ["add_responses"]
@@ -45,9 +47,24 @@ _UNDER_WAY = frozenset({"queued", "in_progress"})
 _ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_(?:in)?[0-9]+")
 """The ids that we give items hold the one of their response."""
 
+_NUMBER = re.compile(r"[0-9]{1,10}")
+
 _PAGE = 20
 _MAX_PAGE = 100
 """How many input items come at a time; both are OpenAI's."""
+
+_MAX_NUMBER = 2**31
+"""Of an event."""
+
+_READING = {
+    "stream": {"type": "boolean"},
+    "starting_after": {"type": "integer", "minimum": 0, "maximum": _MAX_NUMBER},
+}
+_LISTING = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": _MAX_PAGE},
+    "order": {"enum": ["asc", "desc"]},
+    "after": {"type": "string"},
+}
 
 
 def add_responses(routes: Routes, llm: LLMStream) -> None:
@@ -64,12 +81,16 @@ def add_responses(routes: Routes, llm: LLMStream) -> None:
         return call, responses, owner_of(llm.identify(call))
 
     @routes.blueprint.post("/responses")
+    @describe(OpenAIResponsesDialect())
     def create_response() -> Response:
+        """Answer, and keep what was said."""
         call, responses, owner = visit()
         return responses.create(call, owner)
 
     @routes.blueprint.get("/responses/<id>")
+    @describe(framings=(JSON, SSE), query=_READING)
     def get_response(id: str) -> Response:
+        """Look at a response, or read one on that was begun in the background."""
         call, responses, owner = visit()
         found = responses.find(id, owner)
         if http_request.args.get("stream", "").lower() == "true" and call.method != "HEAD":
@@ -78,17 +99,21 @@ def add_responses(routes: Routes, llm: LLMStream) -> None:
 
     @routes.blueprint.delete("/responses/<id>")
     def delete_response(id: str) -> Response:
+        """Forget a response, and end it where it is under way."""
         call, responses, owner = visit()
         responses.delete(responses.find(id, owner))
         return routes.json(call, encode({"id": id, "object": "response", "deleted": True}))
 
     @routes.blueprint.get("/responses/<id>/input_items")
+    @describe(query=_LISTING)
     def list_input_items(id: str) -> Response:
+        """List what a response was asked."""
         call, responses, owner = visit()
         return routes.json(call, encode(_page(responses.find(id, owner).input_items)))
 
     @routes.blueprint.post("/responses/<id>/cancel")
     def cancel_response(id: str) -> Response:
+        """End a response that runs in the background."""
         call, responses, owner = visit()
         found = responses.find(id, owner)
         if not found.is_background:
@@ -286,10 +311,13 @@ class _Responses:
         response, owner = question.response, question.owner
         # Who cancels an answer that is waited for, by leaving, does not want it.
         is_dropped = response["status"] == "cancelled" and not parsed.background
-        if parsed.store and owner is not None and question.is_wanted and not is_dropped:
+        if parsed.store and owner is not None and not is_dropped:
             turn = Turn(encode([*parsed.items, *response["output"]]))
             turns = (*question.earlier, turn)
             self._store.put(KeptResponse(parsed.answer_id, owner, encode(response), turns))
+            if not question.is_wanted:
+                # Afterwards, since it may be deleted at any time: now, or there.
+                self._store.delete(parsed.answer_id, owner)
         # In this order, so that there is always one of the two to be found.
         question.is_closed = True
         self._running.pop(parsed.answer_id, None)
@@ -343,7 +371,8 @@ class _Responses:
         return answer.replay(replay, ReaderAsides(SSE))
 
 
-def _negotiate(call: Call, *, stream: bool | None) -> Any:
+def _negotiate(call: Call, *, stream: bool | None) -> Framing:
+    """How what is recorded is sent; see `negotiate`."""
     return negotiate(
         call.headers.get("Accept"), stream=stream, streams_by_default=False, offers=(SSE, JSON)
     )
@@ -351,14 +380,14 @@ def _negotiate(call: Call, *, stream: bool | None) -> Any:
 
 def _starting_after() -> int:
     """The number of the last event that the client has; -1 where it has none."""
-    return _number("starting_after", -1, least=0, most=2**31)
+    return _number("starting_after", -1, least=0, most=_MAX_NUMBER)
 
 
 def _number(name: str, default: int, *, least: int, most: int) -> int:
     text = http_request.args.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdecimal()) or not least <= int(text[:12]) <= most:
+    if _NUMBER.fullmatch(text) is None or not least <= int(text) <= most:
         raise invalid(name, f"must be a whole number from {least} to {most}")
     return int(text)
 

@@ -58,9 +58,10 @@ class ResponseStore:
     finds nothing. A conversation stays whole when an earlier response of it is forgotten.
 
     Args:
-        max_responses: Most that are kept; over it, the oldest are forgotten.
+        max_responses: Most that are kept; over it, those that nobody asked for the longest
+            are forgotten.
         max_bytes: Most that they take together; likewise.
-        keep_seconds: How long each is kept.
+        keep_seconds: How long each is kept after it was last asked for.
         clock: Monotonic, in seconds.
 
     Thread safety: every method, from any thread or greenlet.
@@ -126,10 +127,15 @@ class ResponseStore:
     def _find(self, id: str, owner: bytes) -> KeptResponse | None:
         self._expire()
         _, response = self._kept.get(id, (0.0, None))
-        return response if response is not None and response.owner == owner else None
+        if response is None or response.owner != owner:
+            return None
+        # A conversation may refer to its first item as long as it goes on.
+        self._kept[id] = (self._clock() + self._keep_seconds, response)
+        self._kept.move_to_end(id)
+        return response
 
     def _expire(self) -> None:
-        # Each is kept equally long, so that they expire in the order in which they came.
+        # Each is kept equally long, so that they expire in the order in which they are here.
         now = self._clock()
         while self._kept and next(iter(self._kept.values()))[0] <= now:
             self._forget(next(iter(self._kept)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PASSED, FAILED, SKIPPED, NONE = "✓", "✗", "skipped", ""
+PASSED, PARTLY, FAILED, SKIPPED, NONE = "✓", "(✓)", "✗", "skipped", ""
 
 
 class Matrix:
@@ -31,23 +31,28 @@ class Matrix:
         for item in items:
             parameters = getattr(item, "callspec", None) and item.callspec.params
             if parameters and "reader" in parameters:
-                reader = parameters["reader"]
-                self._places[item.nodeid] = (reader.name, parameters["scenario"].name)
-                self._untold[reader.name] = reader.untold | reader.dialect.untold
+                reader, scenario = parameters["reader"], parameters["scenario"]
+                untold = reader.untold | reader.dialect.untold
+                self._untold[reader.name] = untold
+                place = (reader.name, scenario.name)
+                self._places[item.nodeid] = (place, PARTLY if scenario.needs & untold else PASSED)
 
     def pytest_runtest_logreport(self, report):
-        place = self._places.get(report.nodeid)
-        if place is None:
+        if report.nodeid not in self._places:
             return
+        place, passed = self._places[report.nodeid]
         if report.failed:
             self._cells[place] = FAILED
         elif report.skipped:
             self._cells[place] = SKIPPED
         else:
-            self._cells.setdefault(place, PASSED)
+            self._cells.setdefault(place, passed)
 
     def lines(self):
-        """The table; a client's row is empty where the scenario is not for it."""
+        """
+        The table. A cell is empty where the scenario is not for the client, and in
+        parentheses where the client keeps what it is about to itself.
+        """
         scenarios = [name for name in self._scenarios if any(name == at[1] for at in self._cells)]
         yield self._row("client", [*scenarios, "cannot tell"])
         yield self._row("---", ["---"] * (len(scenarios) + 1))

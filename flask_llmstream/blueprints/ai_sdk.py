@@ -8,6 +8,7 @@ from flask import Response
 
 from ..dialects import AISDKDialect
 from ..framing import SSE
+from .operation import describe
 from .routes import Routes
 
 if TYPE_CHECKING:
@@ -41,13 +42,16 @@ def ai_sdk_blueprint(
     )
 
     @routes.blueprint.post("")
+    @describe(chat)
     def answer() -> Response:
+        """Answer a chat."""
         response = routes.answer(chat)
         if response.content_type == SSE.content_type:
             response.headers[STREAM_HEADER] = "v1"
         return response
 
     @routes.blueprint.get("/<path:chat_id>/stream")
+    @describe(answers={204: "There is nothing to resume."})
     def resume(chat_id: str) -> Response:  # noqa: ARG001
         """
         What a page with ``resume: true`` asks when it is loaded.

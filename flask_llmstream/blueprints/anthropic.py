@@ -10,6 +10,7 @@ from ..dialects import AnthropicDialect
 from ..dialects.anthropic_objects import token_count
 from ..policy import request_id_for
 from .body import read_body
+from .operation import describe
 from .routes import Routes
 
 if TYPE_CHECKING:
@@ -54,11 +55,15 @@ def anthropic_blueprint(
         return response
 
     @routes.blueprint.post("/messages")
+    @describe(dialect)
     def messages() -> Response:
+        """Answer a chat."""
         return routes.answer(dialect)
 
     @routes.blueprint.post("/messages/count_tokens")
+    @describe(body=dialect.count_body_type)
     def count_tokens() -> Response:
+        """Count the tokens of a chat."""
         call = routes.begin()
         request = dialect.parse_count(read_body(call.settings.max_request_bytes))
         tokens = llm.count_tokens(call, request, models=routes.offered())

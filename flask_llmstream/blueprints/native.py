@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..dialects import NativeDialect
+from .operation import describe
 from .routes import Routes
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def native_blueprint(
     # With the slash, too: a redirect would cost most clients the body, or the method.
     @routes.blueprint.post("")
     @routes.blueprint.post("/")
+    @describe(native)
     def stream() -> Response:
+        """Answer a prompt or a chat."""
         return routes.answer(native)
 
     return routes.blueprint

@@ -18,6 +18,7 @@ from ..dialects.ollama_models import (
 from ..exceptions import InvalidRequestError
 from ..policy import features_of, unknown_model
 from .body import read_body
+from .operation import describe
 from .routes import Routes
 
 if TYPE_CHECKING:
@@ -83,19 +84,26 @@ def ollama_blueprint(
         return None if engine is None else engine.backend_for(model)
 
     @routes.blueprint.post("/chat")
+    @describe(chat)
     def post_chat() -> Response:
+        """Answer a chat."""
         return answer(chat)
 
     @routes.blueprint.post("/generate")
+    @describe(generate)
     def post_generate() -> Response:
+        """Answer a prompt."""
         return answer(generate)
 
     @routes.blueprint.get("/tags")
     def tags() -> Response:
+        """List the models."""
         return routes.json(routes.begin(), ollama_model_list(routes.offered(), modified_at))
 
     @routes.blueprint.post("/show")
+    @describe(body=_ShowBody)
     def show() -> Response:
+        """Look at one model."""
         call = routes.begin()
         body = decode(_show_decoder, read_body(call.settings.max_request_bytes))
         offered = routes.offered()
@@ -113,6 +121,7 @@ def ollama_blueprint(
 
     @routes.blueprint.get("/ps")
     def ps() -> Response:
+        """List the models that are loaded."""
         call = routes.begin()
         backends = {model: backend_of(model) for model in routes.offered()}
         running = [
@@ -124,6 +133,7 @@ def ollama_blueprint(
 
     @routes.blueprint.get("/version")
     def version() -> Response:
+        """Say which version of Ollama's protocol is spoken."""
         return routes.json(routes.begin(), ollama_version())
 
     return routes.blueprint

@@ -15,6 +15,7 @@ from ..dialects import (
 )
 from ..policy import unknown_model
 from .openai_responses import add_responses
+from .operation import describe
 from .routes import Routes
 
 if TYPE_CHECKING:
@@ -51,23 +52,29 @@ def openai_blueprint(
     created = int(time.time())
 
     @routes.blueprint.post("/chat/completions")
+    @describe(chat)
     def chat_completions() -> Response:
+        """Answer a chat."""
         return routes.answer(chat)
 
     @routes.blueprint.post("/completions")
+    @describe(completion)
     def completions() -> Response:
+        """Complete a text, or several."""
         return routes.answer(completion)
 
     add_responses(routes, llm)
 
     @routes.blueprint.get("/models")
     def list_models() -> Response:
+        """List the models."""
         call = routes.begin()
         listing = anthropic_model_list if _ANTHROPIC in call.headers else model_list
         return routes.json(call, listing(routes.offered(), created))
 
     @routes.blueprint.get("/models/<path:model>")
     def get_model(model: str) -> Response:
+        """Look at one model."""
         call = routes.begin()
         if model not in routes.offered():
             raise unknown_model(model, routes.offered())

@@ -27,6 +27,7 @@ from ..hangup import ClientLeftError
 from ..recording import EventId
 from ..stores import KeptResponse, ResponseStore, Turn, owner_of
 from .body import read_body
+from .operation import describe
 
 if TYPE_CHECKING:
     from flask import Flask, Response
@@ -52,6 +53,19 @@ _PAGE = 20
 _MAX_PAGE = 100
 """How many input items come at a time; both are OpenAI's."""
 
+_MAX_NUMBER = 2**31
+"""Of an event."""
+
+_READING = {
+    "stream": {"type": "boolean"},
+    "starting_after": {"type": "integer", "minimum": 0, "maximum": _MAX_NUMBER},
+}
+_LISTING = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": _MAX_PAGE},
+    "order": {"enum": ["asc", "desc"]},
+    "after": {"type": "string"},
+}
+
 
 def add_responses(routes: Routes, llm: LLMStream) -> None:
     """Add the routes under ``/responses`` to a blueprint."""
@@ -67,12 +81,16 @@ def add_responses(routes: Routes, llm: LLMStream) -> None:
         return call, responses, owner_of(llm.identify(call))
 
     @routes.blueprint.post("/responses")
+    @describe(OpenAIResponsesDialect())
     def create_response() -> Response:
+        """Answer, and keep what was said."""
         call, responses, owner = visit()
         return responses.create(call, owner)
 
     @routes.blueprint.get("/responses/<id>")
+    @describe(framings=(JSON, SSE), query=_READING)
     def get_response(id: str) -> Response:
+        """Look at a response, or read one on that was begun in the background."""
         call, responses, owner = visit()
         found = responses.find(id, owner)
         if http_request.args.get("stream", "").lower() == "true" and call.method != "HEAD":
@@ -81,17 +99,21 @@ def add_responses(routes: Routes, llm: LLMStream) -> None:
 
     @routes.blueprint.delete("/responses/<id>")
     def delete_response(id: str) -> Response:
+        """Forget a response, and end it where it is under way."""
         call, responses, owner = visit()
         responses.delete(responses.find(id, owner))
         return routes.json(call, encode({"id": id, "object": "response", "deleted": True}))
 
     @routes.blueprint.get("/responses/<id>/input_items")
+    @describe(query=_LISTING)
     def list_input_items(id: str) -> Response:
+        """List what a response was asked."""
         call, responses, owner = visit()
         return routes.json(call, encode(_page(responses.find(id, owner).input_items)))
 
     @routes.blueprint.post("/responses/<id>/cancel")
     def cancel_response(id: str) -> Response:
+        """End a response that runs in the background."""
         call, responses, owner = visit()
         found = responses.find(id, owner)
         if not found.is_background:
@@ -358,7 +380,7 @@ def _negotiate(call: Call, *, stream: bool | None) -> Framing:
 
 def _starting_after() -> int:
     """The number of the last event that the client has; -1 where it has none."""
-    return _number("starting_after", -1, least=0, most=2**31)
+    return _number("starting_after", -1, least=0, most=_MAX_NUMBER)
 
 
 def _number(name: str, default: int, *, least: int, most: int) -> int:

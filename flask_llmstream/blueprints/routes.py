@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response
@@ -16,10 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from ..call import Call
+    from ..config import Settings
     from ..extension import LLMStream
     from ..typing import Dialect
 
-__all__ = ["Routes"]
+__all__ = ["PackageBlueprint", "Routes"]
+
+
+class PackageBlueprint(Blueprint):
+    """One of this package's; `routes` is what made it, where that is `Routes`."""
+
+    routes: Routes | None = None
 
 
 class Routes:
@@ -53,10 +61,12 @@ class Routes:
         settings: Mapping[str, Any],
         cancel_path: str = "/streams/<path:id>",
     ) -> None:
+        self.error_document = error_document
         self._llm = llm
         self._overrides = check_values(settings)
         self._only = None if models is None else model_ids(models)
-        self.blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
+        self.blueprint = PackageBlueprint(name, __name__, url_prefix=url_prefix)
+        self.blueprint.routes = self
         self.blueprint.register_error_handler(LLMStreamError, respond_to(error_document))
         self.blueprint.delete(cancel_path)(self.cancel)
 
@@ -71,6 +81,10 @@ class Routes:
         check_length(call.settings.max_request_bytes)
         call.authenticate()
         return call
+
+    def settings(self) -> Settings:
+        """The current app's, with the blueprint's own put over them."""
+        return replace(self._llm.settings(), **self._overrides)
 
     def offered(self) -> list[str]:
         """The ids of the models that can be had here."""
@@ -92,7 +106,7 @@ class Routes:
         )
 
     def cancel(self, id: str) -> Response:
-        """``DELETE`` of an answer's path."""
+        """End an answer of one's own, by its id."""
         call = self.begin()
         if not self._llm.cancel(call, id):
             raise UnknownStreamError("No answer of yours with this id is under way.")

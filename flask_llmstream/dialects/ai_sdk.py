@@ -84,6 +84,7 @@ class AISDKDialect:
     name = "ai_sdk"
     framings = FRAMINGS
     streams_by_default = True
+    body_type = _ChatBody
 
     def parse(self, body: bytes) -> ParsedUIChat:
         """

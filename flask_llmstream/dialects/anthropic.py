@@ -108,6 +108,8 @@ class AnthropicDialect:
     name = "anthropic"
     framings = FRAMINGS
     streams_by_default = False
+    body_type = _MessagesBody
+    count_body_type = _ChatBody
 
     def parse(self, body: bytes) -> ParsedMessages:
         """

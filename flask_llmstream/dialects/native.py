@@ -64,6 +64,7 @@ class NativeDialect:
     name = "native"
     framings = FRAMINGS
     streams_by_default = True
+    body_type = _NativeBody
 
     def parse(self, body: bytes) -> Parsed:
         """

@@ -32,7 +32,7 @@ from ..framing import JSON, NDJSON, SSE, TEXT
 from ..framing.text import TextRenderer
 from .blocks import BlockKind, BlockRenderer
 from .encoding import encode
-from .ollama_body import ParsedOllama, read_chat, read_generate
+from .ollama_body import ChatBody, GenerateBody, ParsedOllama, read_chat, read_generate
 from .openai_objects import logprob_list
 from .tool_arguments import CUT_REASONS, read_arguments
 
@@ -142,6 +142,7 @@ class OllamaChatDialect(_OllamaDialect):
     """The `Dialect` of ``/api/chat``. See `_OllamaDialect`."""
 
     name = "ollama_chat"
+    body_type = ChatBody
     _shape = _CHAT
 
     def parse(self, body: bytes) -> ParsedOllama:
@@ -152,6 +153,7 @@ class OllamaGenerateDialect(_OllamaDialect):
     """The `Dialect` of ``/api/generate``. See `_OllamaDialect`."""
 
     name = "ollama_generate"
+    body_type = GenerateBody
     _shape = _GENERATE
 
     def parse(self, body: bytes) -> ParsedOllama:

@@ -18,7 +18,7 @@ from .parsed import Parsed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ParsedOllama", "read_chat", "read_generate"]
+__all__ = ["ChatBody", "GenerateBody", "ParsedOllama", "read_chat", "read_generate"]
 
 _NonEmpty = Annotated[str, Meta(min_length=1)]
 
@@ -70,12 +70,16 @@ class _Body(msgspec.Struct, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
-class _ChatBody(_Body, kw_only=True):
+class ChatBody(_Body, kw_only=True):
+    """A body of ``/api/chat``."""
+
     messages: list[OllamaMessageBody] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
-class _GenerateBody(_Body, kw_only=True):
+class GenerateBody(_Body, kw_only=True):
+    """A body of ``/api/generate``."""
+
     prompt: str | None = None
     system: str | None = None
     images: list[str] | None = None
@@ -84,8 +88,8 @@ class _GenerateBody(_Body, kw_only=True):
     raw: bool | None = None
 
 
-_chat_decoder = msgspec.json.Decoder(_ChatBody)
-_generate_decoder = msgspec.json.Decoder(_GenerateBody)
+_chat_decoder = msgspec.json.Decoder(ChatBody)
+_generate_decoder = msgspec.json.Decoder(GenerateBody)
 
 _REFUSED = {
     "suffix": "is not supported; text cannot be filled in here",

@@ -114,6 +114,7 @@ class OpenAIChatDialect:
     name = "openai_chat"
     framings = FRAMINGS
     streams_by_default = False
+    body_type = _ChatBody
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

@@ -111,6 +111,7 @@ class OpenAICompletionsDialect:
     name = "openai_completions"
     framings = FRAMINGS
     streams_by_default = False
+    body_type = _CompletionBody
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

@@ -22,7 +22,7 @@ from ..framing.text import TextRenderer
 from .blocks import Block, BlockKind, BlockRenderer, blocks_of
 from .encoding import encode
 from .openai_objects import error_object, logprob_list
-from .openai_responses_body import ParsedResponses, read_body
+from .openai_responses_body import ParsedResponses, ResponsesBody, read_body
 from .openai_responses_objects import (
     finished_object,
     item_id,
@@ -63,6 +63,7 @@ class OpenAIResponsesDialect:
     name = "openai_responses"
     framings = FRAMINGS
     streams_by_default = False
+    body_type = ResponsesBody
 
     def __init__(
         self,

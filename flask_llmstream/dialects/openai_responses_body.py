@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .openai_responses_input import History, ResponseItem
 
-__all__ = ["ParsedResponses", "read_body"]
+__all__ = ["ParsedResponses", "ResponsesBody", "read_body"]
 
 _Positive = Annotated[int, Meta(ge=1)]
 
@@ -72,7 +72,9 @@ class _Reasoning(msgspec.Struct):
     summary: str | None = None
 
 
-class _ResponsesBody(GenerationBody, kw_only=True):
+class ResponsesBody(GenerationBody, kw_only=True):
+    """A body of ``/v1/responses``."""
+
     input: str | list[dict[str, Any]] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -131,11 +133,11 @@ _PASSED_ON = frozenset(
         "frequency_penalty",
     }
 )
-_OWN_FIELDS = frozenset(_ResponsesBody.__struct_fields__) - _PASSED_ON
+_OWN_FIELDS = frozenset(ResponsesBody.__struct_fields__) - _PASSED_ON
 
 _LOGPROBS = "message.output_text.logprobs"
 
-_decoder = msgspec.json.Decoder(_ResponsesBody)
+_decoder = msgspec.json.Decoder(ResponsesBody)
 
 
 def read_body(body: bytes, *, created_at: int, history: History | None = None) -> ParsedResponses:
@@ -187,7 +189,7 @@ def read_body(body: bytes, *, created_at: int, history: History | None = None) -
     )
 
 
-def _refuse_foreign(fields: _ResponsesBody, extra_body: Mapping[str, Any]) -> None:
+def _refuse_foreign(fields: ResponsesBody, extra_body: Mapping[str, Any]) -> None:
     for name, own in _OF_CHAT.items():
         if name in extra_body:
             raise invalid(name, f"belongs to chat completions; use `{own}`")
@@ -211,14 +213,14 @@ def _conversation(
     return history.conversation(previous_response_id)
 
 
-def _instructions(fields: _ResponsesBody) -> list[ResponseItem]:
+def _instructions(fields: ResponsesBody) -> list[ResponseItem]:
     if fields.instructions is None:
         return []
     content = [{"type": "input_text", "text": fields.instructions}]
     return [{"type": "message", "role": "system", "content": content}]
 
 
-def _tools(fields: _ResponsesBody) -> list[FunctionBody]:
+def _tools(fields: ResponsesBody) -> list[FunctionBody]:
     tools = []
     for position, tool in enumerate(fields.tools or ()):
         param = f"tools[{position}]"
@@ -264,7 +266,7 @@ def _chat_format(wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _chat_extras(fields: _ResponsesBody) -> dict[str, Any]:
+def _chat_extras(fields: ResponsesBody) -> dict[str, Any]:
     """What chat completions have a field for and requests have none."""
     extras = {}
     if fields.reasoning is not None and fields.reasoning.effort is not None:
@@ -275,7 +277,7 @@ def _chat_extras(fields: _ResponsesBody) -> dict[str, Any]:
 
 
 def _repeated(
-    fields: _ResponsesBody, tools: Sequence[FunctionBody], wanted_format: Mapping[str, Any]
+    fields: ResponsesBody, tools: Sequence[FunctionBody], wanted_format: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the response object says of the body again."""
     text = fields.text or _Text()

@@ -7,6 +7,7 @@ from concurrency import wait_until
 from flask_apps import make_app, scripted
 
 from flask_llmstream import PermissionDeniedError, Reasoning
+from flask_llmstream.core import runtime
 from flask_llmstream.testing import Gate
 
 ALICE = {"Authorization": "Bearer secret"}
@@ -255,6 +256,15 @@ def test_a_background_response_needs_no_reader(gate):
     wait_until(lambda: client.get(f"{PATH}/{id}").json["status"] == "completed")
     (message,) = client.get(f"{PATH}/{id}").json["output"]
     assert message["content"][0]["text"] == "ab"
+
+
+def test_a_response_may_be_over_before_it_is_known_to_run(monkeypatch):
+    monkeypatch.setattr(runtime, "spawn", lambda record: record())
+    client = make_client("Hi")
+    answer = ask(client, background=True).json
+
+    assert answer["status"] == "completed"
+    assert ask(client, previous_response_id=answer["id"]).status_code == 200
 
 
 # Streams that are resumed.

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .dialects import Dialect  # noqa: TC001 - a field of a dataclass
 from .scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .dialects import Dialect
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Reader:
         name: The client's and the way's.
         read: Does a `Job`, and notes in a `Reading` what the client gives. None for a
             client in another process, which finds it by the name.
+        streams: Whether it asks for a stream.
         untold: What the client keeps to itself though the dialect says it.
     """
 

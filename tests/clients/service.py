@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrency import wait_until
 from flask_apps import make_app
 
-from flask_llmstream import AsyncInferenceEngine, LLMStream, request_finished
+from flask_llmstream import FEATURES, AsyncInferenceEngine, LLMStream, request_finished
 from flask_llmstream.testing import Gate, ScriptedBackend, Signal
 
 from .answers import Job
@@ -83,6 +83,8 @@ class Service:
     All models share one engine, so that a few hundred tests make a handful of threads.
     """
 
+    supports = FEATURES
+
     def __init__(self):
         self._stage = {}
         llm = LLMStream()
@@ -95,8 +97,6 @@ class Service:
             for method, prefix in BLUEPRINTS.items():
                 blueprint = getattr(llm, method)(name=f"{method}{mount}", **settings)
                 self.app.register_blueprint(blueprint, url_prefix=f"{mount}{prefix}")
-
-    supports = ScriptedBackend().supports
 
     def generate(self, request):
         return self._stage[request.model].backend.generate(request)

@@ -179,6 +179,11 @@ class Connection:
         if watched is not None:
             _watcher.unwatch(*watched)
 
+    def stop_reading(self) -> None:
+        """End a wait for more of the request; the answer can be written still. Any thread."""
+        if self._socket is not None:
+            runtime.shut_down_socket(self._socket, only_reading=True)
+
     def abort(self) -> None:
         """Shut the socket down under a writer that is stuck in it. Any thread."""
         if self._socket is not None:

@@ -65,7 +65,7 @@ def anthropic_blueprint(
     def count_tokens() -> Response:
         """Count the tokens of a chat."""
         call = routes.begin()
-        request = dialect.parse_count(read_body(call.settings.max_request_bytes))
+        request = dialect.parse_count(read_body(call))
         tokens = llm.count_tokens(call, request, models=routes.offered())
         return routes.json(call, token_count(tokens))
 

@@ -62,7 +62,7 @@ def ollama_blueprint(
 
     def answer(dialect: OllamaChatDialect | OllamaGenerateDialect) -> Response:
         call = routes.begin()
-        parsed = dialect.parse(read_body(call.settings.max_request_bytes))
+        parsed = dialect.parse(read_body(call))
         offered = routes.offered()
         request = parsed.request
         request.model = _offered_as(request.model, offered)
@@ -105,7 +105,7 @@ def ollama_blueprint(
     def show() -> Response:
         """Look at one model."""
         call = routes.begin()
-        body = decode(_show_decoder, read_body(call.settings.max_request_bytes))
+        body = decode(_show_decoder, read_body(call))
         offered = routes.offered()
         model = _offered_as(body.model or body.name, offered)
         if model not in offered:

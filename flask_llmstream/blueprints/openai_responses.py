@@ -265,7 +265,7 @@ class _Responses:
         """``POST /responses``."""
         question = _Question(self, owner)
         dialect = OpenAIResponsesDialect(notice=question.note)
-        parsed = dialect.parse(read_body(call.settings.max_request_bytes), question)
+        parsed = dialect.parse(read_body(call), question)
         is_kept = owner is not None and call.settings.stored_responses > 0
         parsed = replace(parsed, store=parsed.store and is_kept)
         if not parsed.background:

@@ -94,7 +94,7 @@ class Routes:
     def answer(self, dialect: Dialect) -> Response:
         """The answer to the current request, whose body is in *dialect*."""
         call = self.begin()
-        parsed = dialect.parse(read_body(call.settings.max_request_bytes))
+        parsed = dialect.parse(read_body(call))
         return self._llm.answer(call, dialect, parsed, models=self.offered())
 
     def json(self, call: Call, document: bytes) -> Response:

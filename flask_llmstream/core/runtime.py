@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 
-_SHUT_RDWR = 2  # The same everywhere; `socket` itself is not imported here.
+_SHUT_RD, _SHUT_RDWR = 0, 2  # The same everywhere; `socket` itself is not imported here.
 
 
 def original(module: str, name: str) -> Any:
@@ -403,14 +403,14 @@ def make_interruptible() -> Interruptible | None:
     return None if hub is None else Interruptible(_mailbox_of(hub))
 
 
-def shut_down_socket(sock: Any) -> None:
+def shut_down_socket(sock: Any, *, only_reading: bool = False) -> None:
     """
-    End every wait on *sock*, and the connection. Any thread: one system call on the socket
-    below gevent's and TLS's objects.
+    End every wait on *sock*, and the connection; or its incoming half alone. Any thread: one
+    system call on the socket below gevent's and TLS's objects.
     """
     raw = getattr(sock, "_sock", sock)
     try:
-        original("_socket", "socket").shutdown(raw, _SHUT_RDWR)
+        original("_socket", "socket").shutdown(raw, _SHUT_RD if only_reading else _SHUT_RDWR)
     except OSError:
         pass  # It is closed already.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Response
 
+from .call import Admitted
 from .exceptions import EngineError
 from .framing import SSE
 from .hangup import ClientLeftError
@@ -16,7 +17,7 @@ from .responses import StreamBody, render_document
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .call import Admitted, Call
+    from .call import Call
     from .core.deadlines import Budgets
     from .core.messages import InferenceRequest, InferenceResponse
     from .dialects import Parsed
@@ -56,7 +57,8 @@ def count(call: Call, request: InferenceRequest, counter: Engine, budgets: Budge
     Raises:
         LLMStreamError: As `complete`.
     """
-    usage = _wait(call, call.submit(counter, request, budgets)).usage
+    submission = call.submit_all([Admitted(request, counter)], budgets)
+    usage = _wait(call, submission.handle).usage
     return 0 if usage is None else usage.prompt_tokens
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -19,7 +20,9 @@ from .budgets import budgets_of
 from .core.channel import Channel
 from .core.channel_group import ChannelGroup
 from .core.deadlines import Deadline
+from .engines.callers import caller_of
 from .engines.gathering import gather
+from .exceptions import InvalidRequestError, RequestCancelledError, TooManyRequestsError
 from .hangup import Connection, connection_of
 from .policy import authenticate, request_id_for, request_id_of
 from .responses import Reception, outcome_of
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from .config import Settings
     from .core.deadlines import Budgets
     from .core.messages import InferenceRequest
+    from .engines.callers import Callers, Place
     from .engines.handle import InferenceHandle
     from .responses import Outcome
     from .typing import Engine
@@ -76,6 +80,7 @@ class Call:
     Args:
         app: Whose engines and settings these are.
         settings: The app's, as its blueprint narrows them.
+        callers: The app's.
         headers: The HTTP request's; empty outside of one.
         method: The HTTP method; empty outside of a request.
         connection: The client's.
@@ -87,6 +92,7 @@ class Call:
 
     app: Flask
     settings: Settings
+    callers: Callers
     headers: Headers = field(default_factory=Headers)
     method: str = ""
     connection: Connection = field(default_factory=Connection)
@@ -96,13 +102,14 @@ class Call:
     arrived_at: float = field(default_factory=monotonic)
 
     @classmethod
-    def here(cls, app: Flask, settings: Settings) -> Call:
+    def here(cls, app: Flask, settings: Settings, callers: Callers) -> Call:
         """From the current request, where there is one."""
         if not has_request_context():
-            return cls(app, settings, request_id=request_id_of(Headers()))
+            return cls(app, settings, callers, request_id=request_id_of(Headers()))
         return cls(
             app,
             settings,
+            callers,
             headers=http_request.headers,
             method=http_request.method,
             connection=connection_of(http_request.environ),
@@ -171,13 +178,15 @@ class Call:
             LLMStreamError: One was refused; those before it are cancelled.
         """
         handles: list[InferenceHandle] = []
-        try:
-            for request, engine in admitted:
-                handles.append(self.submit(engine, request, budgets))
-        except BaseException:
-            for handle in handles:
-                handle.cancel()
-            raise
+        with ExitStack() as undo:
+            places = [self._enter(*each, undo, of=len(admitted)) for each in admitted]
+            for (request, engine), place in zip(admitted, places, strict=True):
+                handle = self._submit(engine, request, budgets)
+                undo.callback(handle.cancel, _other_part_refused())
+                if place is not None:
+                    handle.add_done_callback(place.give_back)
+                handles.append(handle)
+            undo.pop_all()
         requests = tuple(request for request, _ in admitted)
         handle = (
             handles[0]
@@ -186,7 +195,41 @@ class Call:
         )
         return Submission(requests, tuple(handles), handle)
 
-    def submit(
+    def _enter(
+        self, request: InferenceRequest, engine: Engine, undo: ExitStack, *, of: int
+    ) -> Place | None:
+        """
+        Count *request* among what its caller has under way; None where nothing is limited.
+
+        Args:
+            request: One of those that are submitted together.
+            engine: Its.
+            undo: Gives the place back, unless all of them are under way.
+            of: How many there are.
+
+        Raises:
+            TooManyRequestsError: The caller has too many.
+            InvalidRequestError: It will always be too many.
+        """
+        limit = self.settings.identity_streams
+        caller = None if limit is None else caller_of(request.identity)
+        if limit is None or caller is None:
+            return None
+        if of > limit:
+            raise InvalidRequestError(
+                f"This asks for {of} answers at once; you may have {limit}.", param="prompt"
+            )
+        try:
+            place = self.callers.enter(caller, limit=limit)
+        except TooManyRequestsError as error:
+            count_refusal = getattr(engine, "count_refusal", None)
+            if count_refusal is not None:
+                count_refusal(request, error)
+            raise
+        undo.callback(place.give_back)
+        return place
+
+    def _submit(
         self, engine: Engine, request: InferenceRequest, budgets: Budgets
     ) -> InferenceHandle:
         """Hand *request* to *engine*, with its deadline and this app's context."""
@@ -251,3 +294,7 @@ class Call:
                             )
 
         return finish
+
+
+def _other_part_refused() -> RequestCancelledError:
+    return RequestCancelledError("Another part of the request was refused.", cause="other_part")

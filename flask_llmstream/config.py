@@ -97,6 +97,17 @@ def _above_zero() -> tuple[str, Callable[[Any], Any]]:
     return "a number of seconds above 0", check
 
 
+def _share() -> tuple[str, Callable[[Any], Any]]:
+    def check(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError
+        if not 0 < value <= 1:
+            raise ValueError
+        return value
+
+    return "a number above 0, at most 1", check
+
+
 def _check_model(value: Any) -> Any:
     if not isinstance(value, str):
         raise TypeError
@@ -120,6 +131,7 @@ _OF_THE_APP = frozenset(
         "queue_size",
         "backpressure",
         "block_timeout_seconds",
+        "identity_queue_share",
         "stuck_seconds",
         "resume_bytes",
         "shutdown_grace_seconds",
@@ -145,6 +157,8 @@ class Settings:
     block_timeout_seconds: float | None = _setting(
         5, _at_least(0, none="until the request's deadline")
     )
+    identity_streams: int | None = _setting(None, _at_least(1, whole=True, none="no limit"))
+    identity_queue_share: float = _setting(1, _share())
     channel_size: int = _setting(256, _at_least(1, whole=True))
     channel_bytes: int = _setting(256 * 1024, _at_least(1, whole=True))
     slow_reader_seconds: float = _setting(30, _above_zero())

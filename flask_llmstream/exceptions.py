@@ -17,6 +17,7 @@ LLMStreamError                      500      internal_error        no
     PermissionDeniedError           403      permission_denied     no
   AdmissionError                    503      engine_closed         yes
     QueueFullError                  429      queue_full            yes
+    TooManyRequestsError            429      too_many_requests     yes
     RequestDroppedError             503      request_dropped       yes
     EngineClosedError               503      engine_closed         yes
       ServerShutdownError           503      server_shutdown       yes
@@ -62,6 +63,7 @@ __all__ = [
     "ServerShutdownError",
     "SlowReaderError",
     "StreamError",
+    "TooManyRequestsError",
     "UnknownModelError",
     "UnknownStreamError",
     "UpstreamError",
@@ -191,6 +193,16 @@ class QueueFullError(AdmissionError):
 
     status = 429
     code = "queue_full"
+
+
+class TooManyRequestsError(AdmissionError):
+    """
+    The caller has as many requests under way, or waiting, as one may have; `retry_after`
+    comes from how long requests take.
+    """
+
+    status = 429
+    code = "too_many_requests"
 
 
 class RequestDroppedError(AdmissionError):

@@ -20,6 +20,7 @@ from .config import Settings
 from .core.messages import InferenceRequest
 from .dialects import NativeDialect, Parsed
 from .dialects.answer_ids import request_ids_of
+from .engines.callers import Callers
 from .engines.ledger import add_up, new_figures
 from .errors import respond_to
 from .exceptions import (
@@ -59,6 +60,7 @@ class _AppState:
     recordings: Recordings
     shutdown_watch: ShutdownWatch
     request_ids: dict[str, str] = field(default_factory=dict)
+    callers: Callers = field(default_factory=Callers)
 
 
 class LLMStream:
@@ -161,9 +163,9 @@ class LLMStream:
             model: The id that requests name.
             backend: A `Backend` or `CallbackBackend`.
             options: Of `AsyncInferenceEngine`. `worker_threads`, `queue_size`,
-                `backpressure`, `block_timeout_seconds` and `stuck_seconds` come from the
-                app's config where they are not given; a greenlet backend works on 1000
-                requests at a time.
+                `backpressure`, `block_timeout_seconds`, `identity_queue_share` and
+                `stuck_seconds` come from the app's config where they are not given; a
+                greenlet backend works on 1000 requests at a time.
 
         Raises:
             ConfigurationError: An option is wrong, *backend* is none, or *model* is taken
@@ -388,8 +390,11 @@ class LLMStream:
     def call(self, overrides: Mapping[str, Any] | None = None) -> Call:
         """The current use of the current app; *overrides* are a blueprint's settings."""
         app = _current_app()
-        settings = self._state(app).engines.settings
-        return Call.here(app, replace(settings, **overrides) if overrides else settings)
+        state = self._state(app)
+        settings = state.engines.settings
+        return Call.here(
+            app, replace(settings, **overrides) if overrides else settings, state.callers
+        )
 
     def admit(
         self, call: Call, request: InferenceRequest, *, models: Iterable[str] | None = None

@@ -220,5 +220,6 @@ def _admission(settings: Settings) -> dict[str, Any]:
         "queue_size": settings.queue_size,
         "backpressure": settings.backpressure,
         "block_timeout_seconds": settings.block_timeout_seconds,
+        "identity_queue_share": settings.identity_queue_share,
         "stuck_seconds": settings.stuck_seconds,
     }

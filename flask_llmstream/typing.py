@@ -103,8 +103,9 @@ class Engine(Protocol):
     """
     What an extension needs of an engine. Thread safety: every method, from any thread.
 
-    One optional method, ``request_stats()``, says what became of the requests, by model;
-    `LLMStream.stats` has the figures.
+    Two methods are optional: ``request_stats()`` says what became of the requests, by model
+    (`LLMStream.stats` has the figures), and ``count_refusal(request, error)`` is told of one
+    that was refused before `submit`.
     """
 
     @property

@@ -191,6 +191,7 @@ class Submitter:
         request = InferenceRequest(
             request_id=f"{random.random()}",
             priority=random.randrange(-1, 2),
+            identity=random.choice([None, "alice", "bob"]),
             metadata={
                 "style": random.choice(["returns", "yields", "calls", "deaf"]),
                 "words": words,
@@ -258,6 +259,7 @@ def stress(seed, seconds, spawners, workers=("thread",)):
         backpressure=random.choice(list(BackpressurePolicy)),
         block_timeout_seconds=random.choice([None, 0, 0.01]),
         stuck_seconds=random.choice([0, 0.001, 60]),
+        identity_queue_share=random.choice([1, 0.5, 0.01]),
     )
     until = monotonic() + seconds
     submitters = [Submitter(engine, seed * 100 + n, until) for n in range(len(spawners))]
@@ -293,6 +295,9 @@ def check_room(engine):
         assert ledger.count(State.SUBMITTED) == len(engine._blocked)
         for state in (State.WAITING, State.RUNNING):
             assert ledger.count(state) == sum(run.state is state for run in live), state
+        waiting = [*live, *(run for level in engine._blocked._levels.values() for run in level)]
+        assert engine._waiting_of == Counter(run.caller for run in waiting if run.caller)
+        assert max(engine._waiting_of.values(), default=0) <= (engine._most_waiting or 0)
 
 
 def check_end(engine, records):
@@ -309,6 +314,7 @@ def check_end(engine, records):
     wait_until(lambda: not engine.is_in_backend)
     wait_until(lambda: engine.worker_stats()["busy"] == 0)
     assert not engine._live
+    assert not engine._waiting_of
 
 
 def check_figures(figures, records):

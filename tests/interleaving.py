@@ -11,9 +11,9 @@ import flask_llmstream.core
 CORE = str(Path(flask_llmstream.core.__file__).parent)
 
 
-def interleave(prepare):
+def interleave(prepare, within=CORE):
     """
-    Try a switch before every bytecode of the package's core.
+    Try a switch before every bytecode of the package's core, or of the module *within*.
 
     *prepare* makes a fresh scene and returns ``act``, ``intrude`` and ``check``. ``act``
     runs traced; at one bytecode, one later each time, ``intrude`` runs as a whole, as
@@ -21,24 +21,24 @@ def interleave(prepare):
     Python versions: 3.10 does it almost anywhere.
     """
     act, intrude, _ = prepare()
-    _run(act, intrude, inf)  # Python 3.12 reports bytecodes only once it saw them traced.
+    _run(act, intrude, inf, within)  # Python 3.12 reports bytecodes only once it saw them traced.
     step = 0
     while True:
         act, intrude, check = prepare()
-        if not _run(act, intrude, step):
-            assert step > 5, "nothing of the core was traced"
+        if not _run(act, intrude, step, within):
+            assert step > 5, "nothing was traced"
             return
         check()
         step += 1
 
 
-def _run(act, intrude, step):
+def _run(act, intrude, step, within):
     """Whether *act* took as many steps."""
     passed = 0
 
     def trace(frame, event, argument):
         nonlocal passed
-        if not frame.f_code.co_filename.startswith(CORE):
+        if not frame.f_code.co_filename.startswith(within):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

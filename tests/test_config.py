@@ -17,6 +17,8 @@ DEFAULTS = {
     "QUEUE_SIZE": 1000,
     "BACKPRESSURE": "block",
     "BLOCK_TIMEOUT_SECONDS": 5,
+    "IDENTITY_STREAMS": None,
+    "IDENTITY_QUEUE_SHARE": 1,
     "CHANNEL_SIZE": 256,
     "CHANNEL_BYTES": 256 * 1024,
     "SLOW_READER_SECONDS": 30,
@@ -40,6 +42,7 @@ DEFAULTS = {
 
 WHOLE_ABOVE_ZERO = [
     "WORKER_THREADS",
+    "IDENTITY_STREAMS",
     "CHANNEL_SIZE",
     "CHANNEL_BYTES",
     "RESUME_BYTES",
@@ -64,7 +67,13 @@ ZERO_OR_MORE = [
     "RESUME_SECONDS",
     "SHUTDOWN_GRACE_SECONDS",
 ]
-OPTIONAL = ["BLOCK_TIMEOUT_SECONDS", "SHUTDOWN_GRACE_SECONDS", "MAX_TOKENS_LIMIT", "API_KEYS"]
+OPTIONAL = [
+    "BLOCK_TIMEOUT_SECONDS",
+    "SHUTDOWN_GRACE_SECONDS",
+    "MAX_TOKENS_LIMIT",
+    "API_KEYS",
+    "IDENTITY_STREAMS",
+]
 NO_NUMBERS = ["5", b"5", [5], {}, object(), True, float("nan"), float("inf"), -1]
 
 BAD = [
@@ -73,6 +82,7 @@ BAD = [
     *((name, value) for name in ABOVE_ZERO for value in [*NO_NUMBERS, 0, 0.0]),
     *((name, value) for name in ZERO_OR_MORE for value in NO_NUMBERS),
     *((name, None) for name in set(DEFAULTS) - set(OPTIONAL)),
+    *(("IDENTITY_QUEUE_SHARE", value) for value in [*NO_NUMBERS, 0, 1.01]),
     *(("DEFAULT_MODEL", value) for value in [5, ["m"]]),
     *(("BACKPRESSURE", value) for value in ["", "drop", "BLOCK", 1, ["block"]]),
 ]
@@ -114,6 +124,7 @@ def test_a_bad_value_fails_at_init_app_with_its_name_its_value_and_what_is_allow
         *((name, value) for name in ZERO_OR_MORE for value in [0, 0.5, 10**9]),
         *((name, None) for name in OPTIONAL),
         ("QUEUE_SIZE", 0),
+        *(("IDENTITY_QUEUE_SHARE", value) for value in [0.001, 0.5, 1, 1.0]),
         ("DEFAULT_MODEL", "m"),
     ],
 )

@@ -73,6 +73,7 @@ def test_every_option_has_its_documented_default():
         "queue_size": 1000,
         "worker_threads": 4,
         "load_balance": LoadBalanceStrategy.LEAST_LOADED,
+        "identity_queue_share": 1.0,
     }
     assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
 

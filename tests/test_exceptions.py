@@ -58,6 +58,7 @@ def test_the_table_s_indents_are_the_tree():
         ("AuthenticationError", 401, "invalid_api_key", False),
         ("PermissionDeniedError", 403, "permission_denied", False),
         ("QueueFullError", 429, "queue_full", True),
+        ("TooManyRequestsError", 429, "too_many_requests", True),
         ("RequestDroppedError", 503, "request_dropped", True),
         ("EngineClosedError", 503, "engine_closed", True),
         ("ServerShutdownError", 503, "server_shutdown", True),

@@ -7,10 +7,12 @@ from collections import OrderedDict
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from ..exceptions import ConfigurationError
+
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["BackpressurePolicy", "PriorityQueue", "ServiceRate"]
+__all__ = ["BackpressurePolicy", "PriorityQueue", "ServiceRate", "check_share"]
 
 
 class BackpressurePolicy(Enum):
@@ -27,6 +29,19 @@ class BackpressurePolicy(Enum):
     """The oldest of the lowest priority makes room; a newcomer below it is refused."""
     REJECT = "reject"
     """`QueueFullError`, with `retry_after` from the measured service rate."""
+
+
+def check_share(share: float) -> None:
+    """
+    Check an engine's `identity_queue_share`.
+
+    Raises:
+        ConfigurationError: It is out of range.
+    """
+    if not 0 < share <= 1:
+        raise ConfigurationError(
+            f"identity_queue_share must be above 0 and at most 1, not {share!r}."
+        )
 
 
 class PriorityQueue:
@@ -102,6 +117,12 @@ class ServiceRate:
         self._run_seconds = (
             run_seconds if before is None else before + self._WEIGHT * (run_seconds - before)
         )
+
+    def seconds_left(self, run_for: float) -> float:
+        """When a run will have ended that began *run_for* seconds ago, between 1 s and 60 s."""
+        if self._run_seconds is None:
+            return 1.0
+        return min(max(1.0, self._run_seconds - run_for), self._LONGEST_SECONDS)
 
     def seconds_to_drain(self, waiting: int, workers: int) -> float:
         """When *waiting* runs will have started, between 1 s and 60 s."""

@@ -15,6 +15,7 @@ from ..core.deadlines import Deadline
 from ..core.messages import InferenceRequest
 from ..exceptions import ConfigurationError, EngineClosedError, UnknownModelError
 from ..typing import ANYONE
+from .admission import check_share
 from .asynchronous import AsyncInferenceEngine
 from .balancing import BalancedBackend, LoadBalanceStrategy
 from .batching import BatchLimits
@@ -52,6 +53,7 @@ class InferenceEngineEnhanced:
         queue_size: Requests that may wait for each model, ≥ 0.
         worker_threads: Requests worked on at a time for each model, ≥ 1.
         load_balance: Which of a model's backends is next.
+        identity_queue_share: See `AsyncInferenceEngine`.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -71,6 +73,7 @@ class InferenceEngineEnhanced:
         queue_size: int = 1000,
         worker_threads: int = 4,
         load_balance: LoadBalanceStrategy | str = LoadBalanceStrategy.LEAST_LOADED,
+        identity_queue_share: float = 1.0,
     ) -> None:
         for name, value, least in (
             ("dedup_size", dedup_size, 0),
@@ -83,10 +86,12 @@ class InferenceEngineEnhanced:
         ):
             if value < least:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value!r}.")
+        check_share(identity_queue_share)
         self._load_balance = LoadBalanceStrategy(load_balance)
         self._engine_options: dict[str, Any] = {
             "queue_size": queue_size,
             "worker_threads": worker_threads,
+            "identity_queue_share": identity_queue_share,
         }
         if max_batch_size > 1:
             self._engine_options["batch_limits"] = BatchLimits(
@@ -351,6 +356,10 @@ class InferenceEngineEnhanced:
         return merge(
             (left, self._dedup.request_stats(), *(engine.request_stats() for engine in engines))
         )
+
+    def count_refusal(self, request: InferenceRequest, error: LLMStreamError) -> None:
+        """Somebody refused *request* on this engine's behalf, with *error*."""
+        self._engine_for(request.model)[1].count_refusal(request, error)
 
     def statistics(self) -> dict[str, Any]:
         """

@@ -64,7 +64,8 @@ class Run:
 
     Attributes:
         request: The copy that the backend sees; its `stream_callback` is `emit`.
-        state: Guarded by the engine's lock, like `priority` and `worker`.
+        caller: Among whose waiting requests it is counted, if it is.
+        state: Guarded by the engine's lock, like `caller`, `priority` and `worker`.
         parker: The submitter's, while it is blocked by a full queue.
     """
 
@@ -82,6 +83,7 @@ class Run:
         "_token_callback",
         "assembler",
         "cache_hit",
+        "caller",
         "deadline_at",
         "first_item_at",
         "handle",
@@ -123,6 +125,7 @@ class Run:
         self.handle = InferenceHandle(
             request_id, cancel=self.cancel, text=self._get_text, progress=self._get_progress
         )
+        self.caller: bytes | None = None
         self.priority = priority
         self.deadline_at = deadline_at
         self.state = State.SUBMITTED

@@ -202,7 +202,7 @@ class StreamReader:
             event = self._events.popleft()
             # A key in a JSON text is escaped only by who wants to hide it, so the search
             # spares nearly every event the parsing.
-            if '"error"' in event.data or event.event == "error":
+            if 'error"' in event.data or event.event == "error":
                 error = _in_band_error(event)
                 if error is not None:
                     # With an id of its own it is kept like any event, and would come again.
@@ -332,12 +332,13 @@ def _in_band_error(event: ServerSentEvent) -> LLMStreamError | None:
     Responses                    the same, or ``{"type": "error", "code", "message"}``,
                                  or ``{"response": {"error": {"code", "message"}}}``
     Ollama                       ``{"error": "message"}``
-    AI SDK                       ``{"type": "error", "errorText": "message"}``
+    AI SDK                       ``{"type": "error", "errorText": "message"}``; ours, before it,
+                                 ``{"type": "data-error", "data": {"code", "message"}}``
     anyone                       ``event: error`` with any data
     ============================ ===================================================
     """
     payload = _json_object(event.data)
-    reported = payload.get("error")
+    reported = payload.get("data") if payload.get("type") == "data-error" else payload.get("error")
     if not reported and isinstance(payload.get("response"), dict):
         reported = payload["response"].get("error")
     if isinstance(reported, dict):

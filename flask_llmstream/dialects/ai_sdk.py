@@ -76,7 +76,7 @@ class ParsedUIChat(Parsed):
 
 class AISDKDialect:
     """
-    The `Dialect` of pages with `useChat`, `useCompletion` or `Chat`, of AI SDK 5 to 7.
+    The `Dialect` of pages with `useChat`, `useCompletion` or `Chat`, of AI SDK 5.0.100 to 7.
 
     Thread safety: immutable; share one freely. A renderer belongs to one response.
     """
@@ -129,11 +129,18 @@ class AISDKDialect:
 
     def error_document(self, error: LLMStreamError) -> bytes:
         """
-        The part that a stream ends with, as the body of a 4xx or 5xx.
+        What a stream ends with, as the body of a 4xx or 5xx.
 
         `useChat` makes the whole body its error's message.
         """
-        return encode(_error_part(error))
+        return encode(
+            {
+                "type": "error",
+                "errorText": error.message,
+                "code": error.code,
+                "retryable": error.retryable,
+            }
+        )
 
 
 def _adopt(chat: _ChatBody, settings: _CallSettings) -> None:
@@ -253,16 +260,6 @@ def _ui_part(block: Block) -> dict[str, Any]:
     }
 
 
-def _error_part(error: LLMStreamError) -> dict[str, Any]:
-    """`useChat` reads the text; the rest is for who reads parts as they come."""
-    return {
-        "type": "error",
-        "errorText": error.message,
-        "code": error.code,
-        "retryable": error.retryable,
-    }
-
-
 class _PartRenderer(BlockRenderer):
     """
     The parts of a UI message, between `start` and `finish`.
@@ -311,7 +308,12 @@ class _PartRenderer(BlockRenderer):
         if isinstance(error, RequestCancelledError):
             # Somebody wanted it to stop: no failure, and no whole answer.
             return self._part("abort", reason=error.message)
-        return self.framing.frame(encode(_error_part(error)))
+        # Pages of AI SDK 5.0 to 6.0.2xx take no part with keys beyond the protocol's, so that
+        # what a reader needs beside the text has a part of its own.
+        told = {"message": error.message, "code": error.code, "retryable": error.retryable}
+        return self._part("data-error", data=told, transient=True) + self._part(
+            "error", errorText=error.message
+        )
 
     def _head(self, kind: str, fields: Mapping[str, str], last: str) -> bytes:
         """A part up to the value of its *last* field."""

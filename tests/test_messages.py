@@ -201,3 +201,13 @@ def test_a_response_keeps_the_choices_it_is_given():
     choices = (Choice(text="a"), Choice(index=1, text="b"))
 
     assert InferenceResponse(choices=choices).choices == choices
+
+
+def test_a_copy_of_a_request_has_all_its_fields_and_is_its_own():
+    request = InferenceRequest(prompt="p", model="m", stop=["."], metadata={"a": 1}, n=2)
+
+    copied = copy.copy(request)
+    copied.model = "other"
+
+    assert dataclasses.replace(copied, model="m") == request
+    assert (request.model, copied.model) == ("m", "other")

@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from copy import copy
 from functools import partial
 from math import inf
 from time import monotonic
@@ -112,15 +112,14 @@ class Run:
         self._settle = settle
         self._emit_to = request.stream_callback
         self._token_callback = token_callback
-        self.request = replace(
-            request,
-            request_id=request_id,
-            priority=priority,
-            deadline=None if deadline_at == inf else Deadline(deadline_at),
-            stream=request.stream or self.is_stream,
-            stream_callback=self.emit,
-            control=self,
-        )
+        own = self.request = copy(request)
+        own.__post_init__()  # A field may have been set since it was made.
+        own.request_id = request_id
+        own.priority = priority
+        own.deadline = None if deadline_at == inf else Deadline(deadline_at)
+        own.stream = request.stream or self.is_stream
+        own.stream_callback = self.emit
+        own.control = self
         self.assembler = Assembler(self.request)
         self.handle = InferenceHandle(
             request_id, cancel=self.cancel, text=self._get_text, progress=self._get_progress

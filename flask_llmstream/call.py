@@ -182,7 +182,7 @@ class Call:
             places = [self._enter(*each, undo, of=len(admitted)) for each in admitted]
             for (request, engine), place in zip(admitted, places, strict=True):
                 handle = self._submit(engine, request, budgets)
-                undo.callback(handle.cancel, _other_part_refused())
+                undo.callback(self._abandon, request, handle)
                 if place is not None:
                     handle.add_done_callback(place.give_back)
                 handles.append(handle)
@@ -237,6 +237,13 @@ class Call:
         request.deadline = min(deadline, request.deadline or deadline)
         request.run_context = self.app.app_context
         return engine.submit(request)
+
+    def _abandon(self, request: InferenceRequest, handle: InferenceHandle) -> None:
+        """*request* was accepted, and another part of its answer was not."""
+        handle.cancel(
+            RequestCancelledError("Another part of the request was refused.", cause="other_part")
+        )
+        self.finisher(Submission((request,), (handle,), handle))()
 
     def unless_answered(self, cancel: Callable[[], None]) -> None:
         """
@@ -294,7 +301,3 @@ class Call:
                             )
 
         return finish
-
-
-def _other_part_refused() -> RequestCancelledError:
-    return RequestCancelledError("Another part of the request was refused.", cause="other_part")

@@ -221,6 +221,26 @@ def test_an_answer_of_several_prompts_has_as_many_requests_under_way(gate):
     assert prompts(3).status_code == 200
 
 
+def test_counting_tokens_is_under_way_as_well(gate):
+    class Counting(ScriptedBackend):
+        def count_tokens(self, request):
+            return 7
+
+    llm = LLMStream()
+    llm.add_backend("m", Counting("Hel", gate))
+    each = Asking(llm=llm, identity_streams=1)
+    each.app.register_blueprint(llm.anthropic_blueprint())
+
+    def count():
+        url = "/v1/messages/count_tokens"
+        return each.client.post(url, json=chat(model="m"), headers=ALICE).status_code
+
+    stream = each.ask()
+    assert count() == 429
+    stream.close()
+    assert [count(), count()] == [200, 200]
+
+
 def test_one_caller_fills_its_share_of_a_queue_only(gate):
     each = Asking("Hel", gate, worker_threads=1, queue_size=4, identity_queue_share=0.5)
     busy = each.ask()

@@ -1,6 +1,7 @@
 """`llm.stats()`: each request that was accepted, counted once, by how it ended."""
 
 import gc
+import logging
 import os
 import socket
 from contextlib import closing, contextmanager
@@ -17,6 +18,7 @@ from flask_llmstream import (
     InferenceRequest,
     LLMStream,
     ServerShutdownError,
+    request_finished,
 )
 from flask_llmstream.engines.ledger import new_figures
 from flask_llmstream.testing import Gate, ScriptedBackend
@@ -359,6 +361,36 @@ def test_who_joins_another_one_s_run_is_no_run(gate):
     assert ask() == 200
     each.expect(accepted=1, completed=1, joined=2, cache_hits=1)
     engine.shutdown(timeout_seconds=10)
+
+
+def test_prompts_that_are_asked_together_are_accepted_together_or_not_at_all(gate, caplog):
+    each = served(gate, "Hi", worker_threads=1, queue_size=0, backpressure="reject")
+    told = []
+    caplog.set_level(logging.INFO, "flask_llmstream")
+    with request_finished.connected_to(
+        lambda app, outcome: told.append(outcome.error.cause), sender=each.app
+    ):
+        body = {"prompt": ["a", "b"], "stream": True}
+        assert each.client.post("/v1/completions", json=body).status_code == 429
+    assert each.figures == figures(
+        accepted=1, cancelled={"other_part": 1}, rejected={"queue_full": 1}
+    )
+    assert told == ["other_part"]
+    assert caplog.text.count(" cause=other_part ") == 1
+
+
+def test_counting_the_tokens_of_a_prompt_is_no_request():
+    class Counting(ScriptedBackend):
+        def count_tokens(self, request):
+            return 7
+
+    llm = LLMStream()
+    llm.add_backend("m", Counting())
+    each = Served(llm)
+    each.app.register_blueprint(llm.anthropic_blueprint())
+    answer = each.client.post("/v1/messages/count_tokens", json=chat(model="m"))
+    assert answer.json == {"input_tokens": 7}
+    assert each.figures == new_figures()
 
 
 def test_a_stream_that_is_resumed_is_one_request(gate):

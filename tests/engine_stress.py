@@ -296,8 +296,8 @@ def check_room(engine):
         for state in (State.WAITING, State.RUNNING):
             assert ledger.count(state) == sum(run.state is state for run in live), state
         waiting = [*live, *(run for level in engine._blocked._levels.values() for run in level)]
-        assert engine._waiting_of == Counter(run.caller for run in waiting if run.caller)
-        assert max(engine._waiting_of.values(), default=0) <= (engine._most_waiting or 0)
+        assert engine._shares._waiting == Counter(run.caller for run in waiting if run.caller)
+        assert max(engine._shares._waiting.values(), default=0) <= (engine._shares.most or 0)
 
 
 def check_end(engine, records):
@@ -314,7 +314,7 @@ def check_end(engine, records):
     wait_until(lambda: not engine.is_in_backend)
     wait_until(lambda: engine.worker_stats()["busy"] == 0)
     assert not engine._live
-    assert not engine._waiting_of
+    assert not engine._shares._waiting
 
 
 def check_figures(figures, records):

@@ -150,13 +150,13 @@ class TestAPlaceIsFree:
     def test_when_it_starts(self, engine, handle):
         engine.open()
         handle.get(5)
-        assert engine._waiting_of == {}
+        assert engine._shares._waiting == {}
 
     def test_when_it_is_cancelled(self, engine, handle):
         handle.cancel()
         handle.cancel()
         assert may_wait(engine)
-        assert engine._waiting_of == {}
+        assert engine._shares._waiting == {}
 
     def test_when_it_is_cancelled_by_its_id(self, engine, handle):
         engine.cancel("hers", identity="alice")
@@ -172,7 +172,7 @@ class TestAPlaceIsFree:
         with engine._lock:
             handle.cancel()
         wait_until(lambda: may_wait(engine))
-        assert engine._waiting_of == {}
+        assert engine._shares._waiting == {}
 
     def test_when_everything_is_ended(self, engine, handle):
         engine.end_all(EngineClosedError("enough"))
@@ -199,7 +199,7 @@ def test_what_is_refused_for_another_reason_is_not_counted(busy, seconds):
         engine.refuse(EngineClosedError("enough"))
     with pytest.raises((DeadlineExceededError, EngineClosedError)):
         engine.submit(of("alice"), timeout_seconds=seconds)
-    assert list(engine._waiting_of.values()) == [1]
+    assert list(engine._shares._waiting.values()) == [1]
 
 
 class TestBlocked:
@@ -215,13 +215,13 @@ class TestBlocked:
         assert not may_wait(engine)
         engine.open()
         assert handle.get(5).text == "from alice!"
-        assert engine._waiting_of == {}
+        assert engine._shares._waiting == {}
 
     def test_counts_no_more_once_it_gave_up(self, busy):
         engine = busy(queue_size=0, block_timeout_seconds=0.01)
         with pytest.raises(QueueFullError):
             engine.submit(of("alice"))
-        assert engine._waiting_of == {}
+        assert engine._shares._waiting == {}
 
     def test_counts_no_more_once_the_engine_refuses(self, busy):
         engine = busy(queue_size=0)
@@ -229,14 +229,14 @@ class TestBlocked:
         engine.refuse(EngineClosedError("enough"))
         with pytest.raises(EngineClosedError):
             alice.result()
-        assert engine._waiting_of == {}
+        assert engine._shares._waiting == {}
 
     def test_a_newcomer_that_is_refused_for_its_rank_was_not_counted(self, busy):
         engine = busy(queue_size=1, backpressure="drop_oldest")
         engine.submit(ask(priority=1))
         with pytest.raises(QueueFullError):
             engine.submit(of("alice"))
-        assert engine._waiting_of == {}
+        assert engine._shares._waiting == {}
 
 
 def test_it_says_when_a_place_of_one_s_own_will_be_free(busy, monkeypatch):
@@ -299,4 +299,4 @@ def test_a_batch_takes_those_who_wait_out_of_the_queue(engines):
     assert not may_wait(engine)
     gate.open()
     assert [handle.get(5).text for handle in handles] == ["first", "a", "b"]
-    assert engine._waiting_of == {}
+    assert engine._shares._waiting == {}

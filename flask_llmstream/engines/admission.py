@@ -12,7 +12,7 @@ from ..exceptions import ConfigurationError
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["BackpressurePolicy", "PriorityQueue", "ServiceRate", "check_share"]
+__all__ = ["BackpressurePolicy", "PriorityQueue", "QueueShares", "ServiceRate"]
 
 
 class BackpressurePolicy(Enum):
@@ -29,19 +29,6 @@ class BackpressurePolicy(Enum):
     """The oldest of the lowest priority makes room; a newcomer below it is refused."""
     REJECT = "reject"
     """`QueueFullError`, with `retry_after` from the measured service rate."""
-
-
-def check_share(share: float) -> None:
-    """
-    Check an engine's `identity_queue_share`.
-
-    Raises:
-        ConfigurationError: It is out of range.
-    """
-    if not 0 < share <= 1:
-        raise ConfigurationError(
-            f"identity_queue_share must be above 0 and at most 1, not {share!r}."
-        )
 
 
 class PriorityQueue:
@@ -96,6 +83,54 @@ class PriorityQueue:
             del self._levels[run.priority]
             del self._priorities[bisect_left(self._priorities, run.priority)]
         return True
+
+
+class QueueShares:
+    """
+    How many requests of each caller wait, where none of them may fill the whole queue.
+
+    Args:
+        share: Which part one caller may fill, one request at least; 1 is no limit.
+        queue_size: The whole.
+
+    Attributes:
+        most: Requests that one caller may have waiting; None is no limit.
+
+    Raises:
+        ConfigurationError: *share* is out of range.
+
+    Thread safety: none of its own; the engine's lock guards it.
+    """
+
+    def __init__(self, share: float, queue_size: int) -> None:
+        if not 0 < share <= 1:
+            raise ConfigurationError(
+                f"identity_queue_share must be above 0 and at most 1, not {share!r}."
+            )
+        # A little more, since 0.29 * 100 is less than 29.
+        self.most = None if share == 1 else max(1, int(share * queue_size + 1e-6))
+        self._waiting: dict[bytes, int] = {}
+
+    def waiting_of(self, caller: bytes) -> int:
+        """How many of *caller*'s wait."""
+        return self._waiting.get(caller, 0)
+
+    def enter(self, run: Run, caller: bytes) -> bool:
+        """Count *run* among *caller*'s; False where these are as many as may be."""
+        waiting = self.waiting_of(caller)
+        if self.most is not None and waiting >= self.most:
+            return False
+        self._waiting[caller] = waiting + 1
+        run.caller = caller
+        return True
+
+    def leave(self, run: Run) -> None:
+        """*run* waits no more. Idempotent; no effect where it was not counted."""
+        caller, run.caller = run.caller, None
+        if caller is not None:
+            self._waiting[caller] -= 1
+            if not self._waiting[caller]:
+                del self._waiting[caller]
 
 
 class ServiceRate:

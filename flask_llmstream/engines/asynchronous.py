@@ -23,7 +23,7 @@ from ..exceptions import (
     TooManyRequestsError,
 )
 from ..typing import ANYONE
-from .admission import BackpressurePolicy, PriorityQueue, ServiceRate, check_share
+from .admission import BackpressurePolicy, PriorityQueue, QueueShares, ServiceRate
 from .batching import Batch, run_batch
 from .callers import caller_of
 from .handle import cancelled_by_id
@@ -107,7 +107,6 @@ class AsyncInferenceEngine:
         ):
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value!r}.")
-        check_share(identity_queue_share)
         self.backend = backend
         self._kind: WorkerKind = kind
         self._worker_threads = worker_threads
@@ -116,12 +115,7 @@ class AsyncInferenceEngine:
         self._policy = _read_policy(backpressure)
         self._block_timeout_seconds = block_timeout_seconds
         self._stuck_seconds = stuck_seconds
-        # Of one caller's; a little more, since 0.29 * 100 is less than 29.
-        self._most_waiting = (
-            None
-            if identity_queue_share == 1
-            else max(1, int(identity_queue_share * queue_size + 1e-6))
-        )
+        self._identity_queue_share = identity_queue_share
         self._batch_limits = None if self._takes_callbacks else batch_limits
         self._read_backend()
         self._after_fork()
@@ -147,7 +141,7 @@ class AsyncInferenceEngine:
         self._ledger = Ledger()
         self._given = 0  # Requests that a callback backend holds, cancelled ones included.
         self._rate = ServiceRate()
-        self._waiting_of: dict[bytes, int] = {}  # By caller, where each has a share.
+        self._shares = QueueShares(self._identity_queue_share, self._queue_size)
         self._refusal: EngineClosedError | None = None
         self._drained: set[Callable[[], None]] = set()
         self._resolving = 0  # Runs that are booked, their handles about to resolve.
@@ -262,7 +256,7 @@ class AsyncInferenceEngine:
         wake: Callable[[], None] | None = None
         error: LLMStreamError | None = None
         is_blocked = False
-        caller = None if self._most_waiting is None else caller_of(run.request.identity)
+        caller = None if self._shares.most is None else caller_of(run.request.identity)
         with self._lock:
             self._ledger.open(run)
             if monotonic() >= deadline_at:
@@ -274,8 +268,8 @@ class AsyncInferenceEngine:
                     "Every worker of this model is stuck in its backend.",
                     retry_after=self._stuck_seconds,
                 )
-            elif (error := self._count_in(run, caller)) is not None:
-                pass
+            elif not (caller is None or self._has_worker_free() or self._shares.enter(run, caller)):
+                error = self._share_full(self._shares.waiting_of(caller))
             elif not self._has_room():
                 if self._policy is BackpressurePolicy.BLOCK and self._block_timeout_seconds != 0:
                     is_blocked = True
@@ -289,7 +283,7 @@ class AsyncInferenceEngine:
             if dropped is not None:
                 # Out at once, booked or not: the next newcomer must find another one.
                 self._waiting.remove(dropped)
-                self._count_out(dropped)
+                self._shares.leave(dropped)
                 if not dropped.claim():
                     dropped = None  # It is ending anyway.
             if error is not None:
@@ -320,37 +314,12 @@ class AsyncInferenceEngine:
         # A worker that has not taken its run yet has a place for it all the same.
         return len(self._waiting) + self._occupied() < self._queue_size + self._capacity
 
+    def _has_worker_free(self) -> bool:
+        """Whether a request would start at once: it needs no place in the queue."""
+        return len(self._waiting) + self._occupied() < self._capacity
+
     def _occupied(self) -> int:
         return self._given if self._takes_callbacks else self._pool.busy
-
-    def _count_in(self, run: Run, caller: bytes | None) -> TooManyRequestsError | None:
-        """
-        Under the lock: count *run* among those of *caller* that wait; the error, where
-        these are as many as may. Who finds a worker free needs no place in the queue.
-        """
-        if caller is None or self._most_waiting is None:
-            return None
-        if len(self._waiting) + self._occupied() < self._capacity:
-            return None
-        own = self._waiting_of.get(caller, 0)
-        if own >= self._most_waiting:
-            others = max(0, len(self._waiting) + len(self._blocked) - own)
-            return TooManyRequestsError(
-                f"You have {own} requests waiting, as many as one caller may have.",
-                # By then the first of its own has started, were they all the last.
-                retry_after=self._rate.seconds_to_drain(others, self._capacity),
-            )
-        self._waiting_of[caller] = own + 1
-        run.caller = caller
-        return None
-
-    def _count_out(self, run: Run) -> None:
-        """Under the lock: *run* waits no more. Idempotent."""
-        caller, run.caller = run.caller, None
-        if caller is not None:
-            self._waiting_of[caller] -= 1
-            if not self._waiting_of[caller]:
-                del self._waiting_of[caller]
 
     @property
     def _is_exhausted(self) -> bool:
@@ -363,9 +332,17 @@ class AsyncInferenceEngine:
             retry_after=self._rate.seconds_to_drain(waiting, self._capacity),
         )
 
+    def _share_full(self, own: int) -> TooManyRequestsError:
+        others = max(0, len(self._waiting) + len(self._blocked) - own)
+        return TooManyRequestsError(
+            f"You have {own} requests waiting, as many as one caller may have.",
+            # By then the first of its own has started, were they all the last.
+            retry_after=self._rate.seconds_to_drain(others, self._capacity),
+        )
+
     def _refuse(self, run: Run, error: LLMStreamError) -> None:
         run.claim()
-        self._count_out(run)
+        self._shares.leave(run)
         self._ledger.move(run, State.REJECTED, error)
 
     def _enqueue(self, run: Run) -> Callable[[], None] | None:
@@ -437,7 +414,7 @@ class AsyncInferenceEngine:
         return tuple(batch.runs)
 
     def _start(self, run: Run) -> None:
-        self._count_out(run)
+        self._shares.leave(run)
         self._ledger.move(run, State.RUNNING)
         run.started_at = monotonic()
         self._given += self._takes_callbacks
@@ -560,7 +537,7 @@ class AsyncInferenceEngine:
         before, after = run.state, state_after(error)
         if before is State.RUNNING and after is State.DROPPED:
             after = State.FAILED  # A backend raised what another engine's queue had said.
-        self._count_out(run)
+        self._shares.leave(run)
         self._ledger.move(run, after, error)
         if run.timer is not None:
             run.timer.cancel()

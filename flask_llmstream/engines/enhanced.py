@@ -15,7 +15,7 @@ from ..core.deadlines import Deadline
 from ..core.messages import InferenceRequest
 from ..exceptions import ConfigurationError, EngineClosedError, UnknownModelError
 from ..typing import ANYONE
-from .admission import check_share
+from .admission import QueueShares
 from .asynchronous import AsyncInferenceEngine
 from .balancing import BalancedBackend, LoadBalanceStrategy
 from .batching import BatchLimits
@@ -86,7 +86,7 @@ class InferenceEngineEnhanced:
         ):
             if value < least:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value!r}.")
-        check_share(identity_queue_share)
+        QueueShares(identity_queue_share, queue_size)  # Now, and not with the first model.
         self._load_balance = LoadBalanceStrategy(load_balance)
         self._engine_options: dict[str, Any] = {
             "queue_size": queue_size,

@@ -48,6 +48,9 @@ LAYERS = (
 REQUIRED = {"blinker", "click", "flask", "flask_llmstream", "msgspec", "werkzeug"}
 """What installing the package installs; gevent too, but see below."""
 
+GEVENT = ("core/native.py", "core/runtime.py")
+"""The only modules that touch gevent, and that only where the process has it."""
+
 GUNICORNS = {"gunicorn.py": {"gunicorn"}}
 """gunicorn itself loads this one."""
 
@@ -151,8 +154,8 @@ def test_imports_point_down(path):
 
 
 @every_module
-def test_only_the_runtime_touches_gevent(path):
-    if module_id(path) == "core/runtime.py":
+def test_few_touch_gevent(path):
+    if module_id(path) in GEVENT:
         return
     gevent = re.compile(r"gevent(\.\w+)*$")
     for node, _ in walk(ast.parse(path.read_text())):
@@ -162,8 +165,9 @@ def test_only_the_runtime_touches_gevent(path):
         assert not gevent.match(each.name), f"{module_id(path)}:{each.line}"
 
 
-def test_the_runtime_uses_gevent_only_where_the_process_has_it():
-    names = {each.name.split(".")[0] for each in imports(PACKAGE / "core" / "runtime.py")}
+@pytest.mark.parametrize("module", GEVENT)
+def test_gevent_is_used_only_where_the_process_has_it(module):
+    names = {each.name.split(".")[0] for each in imports(PACKAGE / module)}
 
     assert not names & {"gevent", "greenlet"}
 

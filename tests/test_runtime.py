@@ -552,7 +552,7 @@ def test_the_main_threads_hub_serves_else_the_first_one(monkeypatch):
     main = ThreadHub(main_hub=True, thread_ident=4)
 
     def home_after(hub):
-        monkeypatch.setattr(runtime, "_current_hub", lambda: hub)
+        monkeypatch.setattr(runtime, "current_hub", lambda: hub)
         home = runtime._find_home()
         return home and home.hub
 
@@ -639,7 +639,7 @@ def test_originals_are_found_without_gevent(monkeypatch):
 
     assert runtime.original("time", "monotonic") is monotonic
     assert not runtime.is_patched()
-    assert runtime._current_hub() is None
+    assert runtime.current_hub() is None
     assert isinstance(runtime.make_parker(), ThreadParker)
 
 

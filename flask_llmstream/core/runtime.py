@@ -1,9 +1,7 @@
 """
 Threads and greenlets, and how one waits for the other.
 
-The only module that touches gevent, and only where the process already has it. Whether
-a wait parks a greenlet or a thread is decided at that wait: under ``--preload`` an app is
-imported before gunicorn patches, so nothing may be bound at import.
+Whether a wait parks a greenlet or a thread is decided at that wait (see `native`).
 
 Rules that the rest of the package relies on:
 
@@ -17,7 +15,6 @@ Rules that the rest of the package relies on:
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -29,11 +26,21 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .clock import Clock, Timer
+from .native import (
+    allocate_lock,
+    current_hub,
+    get_thread_id,
+    is_patched,
+    is_plain_greenlet_socket,
+    original,
+    shut_down_socket,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = [
+    "HubTask",
     "Interrupted",
     "Interruptible",
     "Parker",
@@ -44,7 +51,9 @@ __all__ = [
     "get_thread_id",
     "has_greenlets",
     "is_patched",
+    "is_plain_greenlet_socket",
     "log",
+    "make_hub_task",
     "make_interruptible",
     "make_logging_native",
     "make_parker",
@@ -56,39 +65,6 @@ __all__ = [
     "spawn_greenlet",
     "start_thread",
 ]
-
-
-_SHUT_RD, _SHUT_RDWR = 0, 2  # The same everywhere; `socket` itself is not imported here.
-
-
-def original(module: str, name: str) -> Any:
-    """``module.name`` as it was before gevent patched it."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        return monkey.get_original(module, name)
-    return getattr(importlib.import_module(module), name)
-
-
-def is_patched() -> bool:
-    """Whether `threading` makes greenlets in this process now."""
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("threading"))
-
-
-def allocate_lock() -> Any:
-    """
-    A native lock, also in a patched process.
-
-    `threading.Lock` would be a greenlet lock there, which sticks for good between native
-    threads and greenlets. It does not survive a fork held: see `after_fork`.
-    """
-    return original("_thread", "allocate_lock")()
-
-
-def _current_hub() -> Any:
-    """The hub of the caller's native thread; None where waiting blocks the thread."""
-    local = sys.modules.get("gevent._hub_local")
-    return None if local is None else local.get_hub_if_exists()
 
 
 class Parker(Protocol):
@@ -140,7 +116,7 @@ class ThreadParker:
             pass  # There is a permit already; one is enough.
 
     def is_usable_here(self) -> bool:
-        return _current_hub() is None
+        return current_hub() is None
 
 
 class _GreenletParker:
@@ -174,7 +150,7 @@ class _GreenletParker:
             self._mailbox.post(self)
 
     def is_usable_here(self) -> bool:
-        hub = _current_hub()
+        hub = current_hub()
         return hub is not None and hub is self._mailbox.hub
 
     def _set_timer(self, until: float) -> None:
@@ -374,7 +350,7 @@ def _mailbox_of(hub: Any) -> _Mailbox:
 
 def _find_home() -> _Mailbox | None:
     """The mailbox of the serving hub; None where no hub has been seen, or it is gone."""
-    hub = _current_hub()
+    hub = current_hub()
     if hub is not None:
         _mailbox_of(hub)
     return _home if _home is not None and _home.is_open else None
@@ -382,37 +358,19 @@ def _find_home() -> _Mailbox | None:
 
 def make_parker() -> Parker:
     """A parker for the caller's world: its greenlet where it has a hub, else its thread."""
-    hub = _current_hub()
+    hub = current_hub()
     return ThreadParker() if hub is None else _GreenletParker(_mailbox_of(hub))
 
 
 def make_hub_task() -> HubTask:
     """For the caller's hub, which it has."""
-    return HubTask(_mailbox_of(_current_hub()))
-
-
-def is_plain_greenlet_socket(sock: Any) -> bool:
-    """Whether *sock* is gevent's own, and no TLS around it."""
-    gevent_socket = sys.modules.get("gevent.socket")
-    return gevent_socket is not None and type(sock) is gevent_socket.socket
+    return HubTask(_mailbox_of(current_hub()))
 
 
 def make_interruptible() -> Interruptible | None:
     """For the caller's greenlet; None on a thread, which nothing can reach."""
-    hub = _current_hub()
+    hub = current_hub()
     return None if hub is None else Interruptible(_mailbox_of(hub))
-
-
-def shut_down_socket(sock: Any, *, only_reading: bool = False) -> None:
-    """
-    End every wait on *sock*, and the connection; or its incoming half alone. Any thread: one
-    system call on the socket below gevent's and TLS's objects.
-    """
-    raw = getattr(sock, "_sock", sock)
-    try:
-        original("_socket", "socket").shutdown(raw, _SHUT_RD if only_reading else _SHUT_RDWR)
-    except OSError:
-        pass  # It is closed already.
 
 
 def sleep(seconds: float) -> None:
@@ -427,11 +385,6 @@ def sleep(seconds: float) -> None:
         parker.park(until)
 
 
-def get_thread_id() -> int:
-    """The caller's native thread; `threading.get_ident` tells greenlets apart instead."""
-    return int(original("_thread", "get_ident")())
-
-
 def start_thread(function: Callable[[], Any]) -> None:
     """Run *function* on a new native thread; it does not keep the process alive."""
 
@@ -442,7 +395,7 @@ def start_thread(function: Callable[[], Any]) -> None:
             function()
         finally:
             # User code that called a patched function here grew a hub: two fds each.
-            hub = _current_hub()
+            hub = current_hub()
             if hub is not None:
                 _mailboxes.pop(hub, None)
                 hub.destroy(destroy_loop=True)
@@ -461,7 +414,7 @@ def spawn_greenlet(function: Callable[[], Any]) -> None:
     home = _find_home()
     if home is None:
         raise RuntimeError("There is no gevent hub in this process.")
-    if home.hub is _current_hub():
+    if home.hub is current_hub():
         sys.modules["gevent"].spawn(function)
     else:
         home.post(function)
@@ -494,7 +447,7 @@ def log(
         logger.log(level, message, *args, exc_info=error, extra=extra)
 
     home = _find_home() if is_patched() else None
-    if home is None or home.hub is _current_hub():
+    if home is None or home.hub is current_hub():
         emit()
     else:
         home.post(emit)

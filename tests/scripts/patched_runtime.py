@@ -126,7 +126,7 @@ def a_dead_hub_is_no_home():
     assert not parker.is_usable_here()
     with pytest.raises(RuntimeError, match="no gevent hub"):
         runtime.spawn_greenlet(lambda: None)
-    assert runtime._current_hub() is None, "nobody asked for a new hub"
+    assert runtime.current_hub() is None, "nobody asked for a new hub"
     runtime.log(logging.getLogger("test"), logging.WARNING, "still said")
 
 
@@ -253,7 +253,7 @@ def everything_is_native_though_all_is_patched():
         with lock:
             assert type(lock) is type(runtime.original("_thread", "allocate_lock")())
         runtime.sleep(0.001)
-        assert runtime._current_hub() is None, "sleeping natively grew a hub"
+        assert runtime.current_hub() is None, "sleeping natively grew a hub"
         assert isinstance(runtime.make_parker(), runtime.ThreadParker)
         ended.append(True)
 

@@ -48,7 +48,7 @@ LAYERS = (
 REQUIRED = {"blinker", "click", "flask", "flask_llmstream", "msgspec", "werkzeug"}
 """What installing the package installs; gevent too, but see below."""
 
-GEVENT = ("core/native.py", "core/runtime.py")
+GEVENT = ("core/mailbox.py", "core/native.py")
 """The only modules that touch gevent, and that only where the process has it."""
 
 GUNICORNS = {"gunicorn.py": {"gunicorn"}}
@@ -78,6 +78,12 @@ WORLDLY = {
     "subprocess",
     "threading",
     "urllib",
+}
+
+
+ALLOWED_OF_THE_WORLD = {
+    "core/parking.py": {"threading"},  # Which thread is the main one.
+    "core/runtime.py": {"os"},  # Forks.
 }
 
 
@@ -186,8 +192,7 @@ def test_the_pure_part_knows_no_web_and_no_world(path):
     if own not in PURE:
         return
     allowed = (sys.stdlib_module_names | {"flask_llmstream"} | PURE[own]) - WORLDLY
-    if module_id(path) == "core/runtime.py":
-        allowed |= {"os", "threading"}  # Forks, and which thread is the main one.
+    allowed |= ALLOWED_OF_THE_WORLD.get(module_id(path), set())
     for each in imports(path):
         assert each.name.split(".")[0] in allowed, f"{module_id(path)}:{each.line} {each.name}"
 

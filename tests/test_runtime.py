@@ -25,7 +25,9 @@ from concurrency import (
 from interleaving import Once, interleave
 
 from flask_llmstream.core import runtime
-from flask_llmstream.core.runtime import ThreadParker, _GreenletParker, _Mailbox
+from flask_llmstream.core.clock import Timer
+from flask_llmstream.core.mailbox import GreenletParker, Mailbox
+from flask_llmstream.core.parking import ThreadParker
 
 A_WHILE = 60.0
 """Seconds nobody means to wait."""
@@ -168,7 +170,7 @@ class OneWaiter:
     hub = None
 
     def __init__(self, let_others_run):
-        self.parker = _GreenletParker(self)
+        self.parker = GreenletParker(self, runtime.clock)
         self.waiter = Waiter()
         self._posted = False
         self._let_others_run = let_others_run
@@ -221,7 +223,7 @@ class ThreadsMailbox:
 def test_an_unpark_sees_a_greenlet_that_parks_meanwhile():
     def prepare():
         mailbox = ThreadsMailbox()
-        parker = _GreenletParker(mailbox)
+        parker = GreenletParker(mailbox, runtime.clock)
         waiters = []
 
         def park():
@@ -242,7 +244,7 @@ def test_a_greenlet_about_to_park_misses_no_timer(monkeypatch):
     timers = []
 
     def call_at(when, function):
-        timers.append(runtime.Timer(when, function))
+        timers.append(Timer(when, function))
         return timers[-1]
 
     monkeypatch.setattr(runtime.clock, "call_at", call_at)
@@ -269,7 +271,7 @@ def test_nobody_relies_on_a_timer_that_is_firing(monkeypatch):
     timers = []
 
     def call_at(when, function):
-        timers.append(runtime.Timer(when, function))
+        timers.append(Timer(when, function))
         return timers[-1]
 
     monkeypatch.setattr(runtime.clock, "call_at", call_at)
@@ -277,7 +279,7 @@ def test_nobody_relies_on_a_timer_that_is_firing(monkeypatch):
     def prepare():
         timers.clear()
         mailbox = ThreadsMailbox()
-        parker = _GreenletParker(mailbox)
+        parker = GreenletParker(mailbox, runtime.clock)
         until = monotonic() + A_WHILE
         parker._set_timer(until)
         first = timers[0]
@@ -401,7 +403,7 @@ def test_the_hub_itself_cannot_park():
 def test_what_is_posted_while_the_hub_drains_is_not_stranded():
     def prepare():
         hub = Hub()
-        mailbox = _Mailbox(hub)
+        mailbox = Mailbox(hub)
         first, second = parked_on(mailbox), parked_on(mailbox)
         first.unpark()
 
@@ -418,7 +420,7 @@ def test_what_is_posted_while_the_hub_drains_is_not_stranded():
 def test_what_is_drained_while_somebody_posts_is_not_forgotten():
     def prepare():
         hub = Hub()
-        mailbox = _Mailbox(hub)
+        mailbox = Mailbox(hub)
         first, second = parked_on(mailbox), parked_on(mailbox)
         first.unpark()
 
@@ -432,14 +434,14 @@ def test_what_is_drained_while_somebody_posts_is_not_forgotten():
 
 
 def parked_on(mailbox):
-    parker = _GreenletParker(mailbox)
+    parker = GreenletParker(mailbox, runtime.clock)
     parker._greenlet = Waiter()
     return parker
 
 
 def test_many_wake_ups_are_one_send():
     hub = Hub()
-    mailbox = _Mailbox(hub)
+    mailbox = Mailbox(hub)
     sends = []
     hub.watcher.send = lambda: sends.append(1)
     for _ in range(10):
@@ -454,7 +456,7 @@ def test_a_waiter_that_fails_strands_nobody_behind_it():
             raise ValueError
 
     hub = Hub()
-    mailbox = _Mailbox(hub)
+    mailbox = Mailbox(hub)
     broken, whole = parked_on(mailbox), parked_on(mailbox)
     broken._greenlet = Broken()
     broken.unpark()
@@ -467,7 +469,7 @@ def test_a_waiter_that_fails_strands_nobody_behind_it():
 
 def test_who_posts_on_and_on_does_not_hold_the_hub():
     hub = Hub()
-    mailbox = _Mailbox(hub)
+    mailbox = Mailbox(hub)
     waiter = parked_on(mailbox)
 
     class Posting(Waiter):

@@ -1,7 +1,8 @@
 """
-Threads and greenlets, and how one waits for the other.
+Threads and greenlets, and how one waits for the other: what the package asks for.
 
-Whether a wait parks a greenlet or a thread is decided at that wait (see `native`).
+A waiter has a parker: a thread's (`parking`), or a greenlet's, which is woken through its
+hub's `mailbox`. Which one is decided at each wait, by what gevent has patched (`native`).
 
 Rules that the rest of the package relies on:
 
@@ -17,15 +18,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import threading
 import weakref
-from collections import deque
-from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from .clock import Clock, Timer
+from .clock import Clock
+from .mailbox import GreenletParker, HubTask, Interrupted, Interruptible, Mailbox
 from .native import (
     allocate_lock,
     current_hub,
@@ -35,6 +33,7 @@ from .native import (
     original,
     shut_down_socket,
 )
+from .parking import Parker, ThreadParker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,278 +66,18 @@ __all__ = [
 ]
 
 
-class Parker(Protocol):
-    """One waiter's binary semaphore. Made for one waiter at a time, woken by anyone."""
-
-    def park(self, until: float = inf) -> None:
-        """
-        Wait for `unpark`, or until *until* on the monotonic clock. May return early.
-
-        Raises:
-            RuntimeError: Called on the hub itself, which cannot wait.
-        """
-
-    def unpark(self) -> None:
-        """Let the waiter go, or its next `park` return at once. Any thread; never blocks."""
-
-    def is_usable_here(self) -> bool:
-        """Whether the caller's native thread and hub may park on it."""
-
-
-_LONGEST_MAIN_PARK_SECONDS = 0.5
-
-
-class ThreadParker:
-    """Parks the native thread. The lock is held while there is no permit."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = allocate_lock()
-        self._lock.acquire()
-
-    def park(self, until: float = inf) -> None:
-        # Not patched: there the main thread has a hub, and get_ident makes greenlets' state.
-        if not is_patched() and threading.get_ident() == threading.main_thread().ident:
-            # Signals are handled here, and CPython misses one that comes just before the
-            # lock is waited for, until the wait ends.
-            until = min(until, monotonic() + _LONGEST_MAIN_PARK_SECONDS)
-        if until == inf:
-            self._lock.acquire()
-            return
-        # Capped because a lock takes at most TIMEOUT_MAX; returning early is allowed.
-        self._lock.acquire(True, min(max(0.0, until - monotonic()), 3600.0))
-
-    def unpark(self) -> None:
-        try:
-            self._lock.release()
-        except RuntimeError:
-            pass  # There is a permit already; one is enough.
-
-    def is_usable_here(self) -> bool:
-        return current_hub() is None
-
-
-class _GreenletParker:
-    """Parks the greenlet and lets its hub run. Wakes come through the hub's mailbox."""
-
-    __slots__ = ("_greenlet", "_has_permit", "_mailbox", "_timer")
-
-    def __init__(self, mailbox: _Mailbox) -> None:
-        self._mailbox = mailbox
-        self._greenlet: Any = None
-        self._has_permit = False
-        self._timer: Timer | None = None
-
-    def park(self, until: float = inf) -> None:
-        mailbox = self._mailbox
-        greenlet = mailbox.current_greenlet()
-        self._greenlet = greenlet
-        try:
-            if not self._has_permit and until > monotonic():
-                self._set_timer(until)
-                mailbox.switch_to_hub()
-        finally:
-            self._greenlet = None
-            self._has_permit = False
-
-    def unpark(self) -> None:
-        if self._has_permit:
-            return
-        self._has_permit = True
-        if self._greenlet is not None:
-            self._mailbox.post(self)
-
-    def is_usable_here(self) -> bool:
-        hub = current_hub()
-        return hub is not None and hub is self._mailbox.hub
-
-    def _set_timer(self, until: float) -> None:
-        # Lazily: an earlier timer that is still pending wakes us early, and the next park
-        # renews it. So a stream of tokens sets no timer at all. After `_greenlet` is
-        # published: a timer that fires meanwhile is seen, or sees it.
-        timer = self._timer
-        if timer is not None and timer.is_pending:
-            if timer.when <= until:
-                return
-            timer.cancel()
-        if until < inf:
-            self._timer = clock.call_at(until, self.unpark)
-
-    def resume(self) -> None:
-        """On the hub: switch to the waiter, if it still waits for this wake-up."""
-        greenlet = self._greenlet
-        if greenlet is not None and self._has_permit:
-            greenlet.switch()
-
-
-class Interrupted(BaseException):
-    """Thrown into a greenlet whose wait was given up; see `Interruptible`."""
-
-
-class Interruptible:
-    """
-    Between `begin` and `end`, lets any thread end what this greenlet waits for, whatever
-    that is: a name, a connection, a byte.
-    """
-
-    __slots__ = ("_greenlet", "_mailbox")
-
-    def __init__(self, mailbox: _Mailbox) -> None:
-        self._mailbox = mailbox
-        self._greenlet: Any = None
-
-    def begin(self) -> None:
-        self._greenlet = self._mailbox.current_greenlet()
-
-    def end(self) -> None:
-        self._greenlet = None
-
-    def interrupt(self) -> None:
-        """Have `Interrupted` raised where it waits. Any thread; constant time."""
-        self._mailbox.post(self)
-
-    def resume(self) -> None:
-        """On the hub, so the greenlet is in a wait now, unless it has ended its part."""
-        greenlet = self._greenlet
-        if greenlet is not None:
-            greenlet.throw(Interrupted)
-
-
-class HubTask:
-    """
-    A function that runs on the hub itself, once for all the wake-ups before it runs. It
-    must not wait, and takes constant time.
-
-    Attributes:
-        function: Called with the monotonic time, read once for several tasks; None for
-            nothing to do (any more).
-    """
-
-    __slots__ = ("_is_posted", "_mailbox", "function")
-
-    def __init__(self, mailbox: _Mailbox) -> None:
-        self._mailbox = mailbox
-        self._is_posted = False
-        self.function: Callable[[float], Any] | None = None
-
-    def unpark(self) -> None:
-        """Have it run soon. Any thread; never blocks. Named as a parker's, whose place it takes."""
-        if self._is_posted:
-            return
-        self._is_posted = True
-        mailbox = self._mailbox
-        mailbox.ready.append(self)
-        if not mailbox.is_posted:
-            mailbox.send()
-
-    def resume(self, now: float) -> None:
-        # Reset before the call: what comes during it posts again.
-        self._is_posted = False
-        function = self.function
-        if function is not None:
-            function(now)
-
-
-_LONGEST_DRAIN_SECONDS = 0.005
-_ITEMS_BETWEEN_LOOKS = 32
-
-
-class _Mailbox:
-    """One hub's way in from other threads: a deque and one async watcher."""
-
-    def __init__(self, hub: Any) -> None:
-        self._hub: weakref.ref[Any] = weakref.ref(hub)
-        self.ready: deque[_GreenletParker | Interruptible | HubTask | Callable[[], Any]] = deque()
-        self.is_posted = False
-        self._parked = 0
-        self._getcurrent = sys.modules["greenlet"].getcurrent
-        # Referenced only while someone is parked: a standing reference would keep
-        # hub.join() from returning, none at all would give waiters LoopExit.
-        self._watcher = hub.loop.async_(ref=False)
-        self._watcher.start(self._drain)
-
-    @property
-    def hub(self) -> Any:
-        return self._hub()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether its hub still runs what is posted."""
-        hub = self._hub()
-        return hub is not None and hub.loop is not None
-
-    def current_greenlet(self) -> Any:
-        greenlet = self._getcurrent()
-        if greenlet is self._hub():
-            raise RuntimeError(
-                "Cannot wait on the gevent hub. Spawn a greenlet for what has to wait."
-            )
-        return greenlet
-
-    def switch_to_hub(self) -> None:
-        self._parked += 1
-        if self._parked == 1:
-            self._watcher.ref = True
-        try:
-            self.hub.switch()
-        finally:
-            self._parked -= 1
-            if self._parked == 0:
-                self._watcher.ref = False
-
-    def post(self, item: _GreenletParker | Interruptible | HubTask | Callable[[], Any]) -> None:
-        """Any thread: resume a waiter, or run a function in a greenlet of its own."""
-        self.ready.append(item)
-        if not self.is_posted:
-            self.send()
-
-    def send(self) -> None:
-        """Have the hub look, soon."""
-        self.is_posted = True
-        try:
-            self._watcher.send()
-        except ValueError:
-            pass  # The hub was destroyed, and whoever waited on it with it.
-
-    def _drain(self) -> None:
-        # Reset before the count: whoever is not in it sends again.
-        self.is_posted = False
-        ready = self.ready
-        now = monotonic()
-        until = now + _LONGEST_DRAIN_SECONDS
-        for number in range(1, len(ready) + 1):
-            item = ready.popleft()
-            try:
-                if type(item) is HubTask:
-                    item.resume(now)
-                elif isinstance(item, (_GreenletParker, Interruptible)):
-                    item.resume()
-                else:
-                    sys.modules["gevent"].spawn(item)
-            except BaseException:
-                # One broken waiter must not strand the others behind it.
-                self.hub.handle_error(self, *sys.exc_info())
-            if not number % _ITEMS_BETWEEN_LOOKS:
-                now = monotonic()
-                if now >= until:
-                    # Connections and requests must come in between.
-                    self.send()
-                    return
-
-
-_mailboxes: weakref.WeakKeyDictionary[Any, _Mailbox] = weakref.WeakKeyDictionary()
-_home: _Mailbox | None = None
+_mailboxes: weakref.WeakKeyDictionary[Any, Mailbox] = weakref.WeakKeyDictionary()
+_home: Mailbox | None = None
 """The hub that serves requests: greenlet workers and deferred log records go there."""
 _own_threads: set[int] = set()
 """Native threads of `start_thread`. A hub that user code grows there serves nobody."""
 
 
-def _mailbox_of(hub: Any) -> _Mailbox:
+def _mailbox_of(hub: Any) -> Mailbox:
     global _home
     mailbox = _mailboxes.get(hub)
     if mailbox is None:
-        mailbox = _mailboxes[hub] = _Mailbox(hub)
+        mailbox = _mailboxes[hub] = Mailbox(hub)
     if (
         _home is not mailbox
         and (hub.main_hub or _home is None or not _home.is_open)
@@ -348,7 +87,7 @@ def _mailbox_of(hub: Any) -> _Mailbox:
     return mailbox
 
 
-def _find_home() -> _Mailbox | None:
+def _find_home() -> Mailbox | None:
     """The mailbox of the serving hub; None where no hub has been seen, or it is gone."""
     hub = current_hub()
     if hub is not None:
@@ -359,7 +98,7 @@ def _find_home() -> _Mailbox | None:
 def make_parker() -> Parker:
     """A parker for the caller's world: its greenlet where it has a hub, else its thread."""
     hub = current_hub()
-    return ThreadParker() if hub is None else _GreenletParker(_mailbox_of(hub))
+    return ThreadParker() if hub is None else GreenletParker(_mailbox_of(hub), clock)
 
 
 def make_hub_task() -> HubTask:
@@ -415,7 +154,7 @@ def spawn_greenlet(function: Callable[[], Any]) -> None:
     if home is None:
         raise RuntimeError("There is no gevent hub in this process.")
     if home.hub is current_hub():
-        sys.modules["gevent"].spawn(function)
+        home.spawn(function)
     else:
         home.post(function)
 

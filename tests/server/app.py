@@ -25,7 +25,7 @@ from flask_llmstream.config import check_values
 from flask_llmstream.core import runtime
 from flask_llmstream.dialects import NativeDialect, Parsed
 
-from . import workload
+from . import probe, workload
 from .control import Listener, Recorder
 
 SCRIPTED_MODELS = {
@@ -78,7 +78,7 @@ def _wait_for_cancel(recorder, id, inference_request):
 def create_app():
     app = Flask(__name__)
     app.config.update(json.loads(os.environ.get("SERVER_TEST_CONFIG", "{}")))
-    recorder = Recorder()
+    recorder = app.extensions["recorder"] = Recorder()
     llm = LLMStream(app)
     for model, options in SCRIPTED_MODELS.items():
         worker = "greenlet" if model == "greenlet" else "thread"
@@ -104,6 +104,8 @@ def create_app():
                     **engine.worker_stats(),
                     "is_available": engine.is_available,
                 }
+        elif command["do"] == "look":
+            return probe.look(app, llm)
         return {}
 
     app.before_request(Listener(answer).start)
@@ -116,7 +118,7 @@ def create_app():
     _add_routes(app, llm, recorder)
 
     def on_signal(sender, outcome):
-        recorder.record(outcome.request.request_id, "signalled", text=outcome.text)
+        recorder.record(outcome.request.request_id, "signalled", text=outcome.text[:1000])
 
     request_finished.connect(on_signal, app, weak=False)
     if app.config.get("WARM_UP"):

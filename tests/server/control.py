@@ -148,6 +148,10 @@ class Control:
                 return stats
             assert monotonic() < until, f"expected {expected}, not {stats}"
 
+    def look(self):
+        """What the process holds; see `probe`."""
+        return self.tell("look")
+
     # What the kernel says of the process.
 
     def _status(self, field):

@@ -106,13 +106,16 @@ class Server(Process):
         arguments: More for the command line.
         config: More for the app's config.
         workers: How many processes serve.
+        app: Where it is.
+        environment: More for the environment.
     """
 
-    def __init__(self, kind, *arguments, config=None, workers=1):
+    def __init__(self, kind, *arguments, config=None, workers=1, app=APP, environment=None):
         self.controls = []
+        command = [app if part == APP else part for part in COMMANDS[kind]]
         super().__init__(
-            [*COMMANDS[kind], *arguments],
-            environment={"SERVER_TEST_CONFIG": json.dumps(config or {})},
+            [*command, *arguments],
+            environment={"SERVER_TEST_CONFIG": json.dumps(config or {}), **(environment or {})},
         )
         self.kind = kind
         try:

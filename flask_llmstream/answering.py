@@ -12,7 +12,7 @@ from .exceptions import EngineError
 from .framing import SSE
 from .hangup import ClientLeftError
 from .recording import EventId, ReplayRenderer
-from .responses import StreamBody, render_document
+from .responses import StreamBody, render_document, unrenderable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,6 +100,7 @@ class Answer:
         self._recordings = recordings
         self._request_ids = request_ids
         self._is_resumable = framing == SSE and call.settings.resume_seconds > 0
+        self._scope = f"{call.route.rpartition('.')[0]} {dialect.name}"
         self._headers = {"X-Request-ID": call.request_id, "Content-Type": framing.content_type}
         if framing.streams:
             # Neither caches nor nginx may hold tokens back.
@@ -141,14 +142,14 @@ class Answer:
         finish = self._named(parsed, call.finisher(submission, on_finish))
         if self._is_resumable:
             seconds = call.settings.resume_seconds
-            replay = self._recordings.record(
+            replay = self._record(
                 reception,
                 renderer,
+                finish,
                 identity=request.identity,
+                scope=self._scope,
                 linger_seconds=seconds,
                 keep_seconds=seconds,
-                settings=call.settings,
-                on_close=finish,
             )
             if replay is not None:
                 # A renderer of its own: what it says to this reader alone is not recorded.
@@ -186,22 +187,41 @@ class Answer:
         call = self._call
         renderer = self._dialect.renderer(parsed, self._framing)
         submission, reception = call.receive(admitted, budgets)
-        replay = self._recordings.record(
+        finish = self._named(parsed, call.finisher(submission))
+        replay = self._record(
             reception,
             renderer,
+            finish,
             identity=identity,
             linger_seconds=inf,
             keep_seconds=keep_seconds,
-            settings=call.settings,
-            on_close=self._named(parsed, call.finisher(submission)),
             has_ids=False,
             begins_at_once=True,
             stream_id=stream_id,
         )
         if replay is None:
-            submission.handle.cancel()
-            raise EngineError("The answer cannot be recorded.")
+            error = EngineError("The answer cannot be recorded.")
+            reception.leave(error)
+            finish()
+            raise error
         return submission.handle, replay
+
+    def _record(
+        self,
+        reception: Reception,
+        renderer: EventRenderer,
+        finish: Callable[[], None],
+        **how: Any,
+    ) -> Replay | None:
+        """See `Recordings.record`. Where it cannot begin, the run ends."""
+        try:
+            return self._recordings.record(
+                reception, renderer, settings=self._call.settings, on_close=finish, **how
+            )
+        except BaseException as exc:
+            reception.leave(unrenderable(exc))
+            finish()
+            raise
 
     def replay(self, replay: Replay, asides: Asides, request_id: str = "") -> Response:
         """
@@ -225,7 +245,9 @@ class Answer:
         id = EventId.of(self._call.headers.get("Last-Event-ID"))
         if id is None or not self._is_resumable:
             return None
-        replay = self._recordings.replay(id, identity=identify(), settings=self._call.settings)
+        replay = self._recordings.replay(
+            id, identity=identify(), scope=self._scope, settings=self._call.settings
+        )
         if replay.is_at_end:
             return Response(status=204, headers=self._headers_for(parsed.request.request_id))
         asides = self._dialect.renderer(parsed, self._framing)

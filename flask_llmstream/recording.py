@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections import deque
 from functools import partial
 from math import inf
 from time import monotonic
@@ -24,6 +25,7 @@ from .core import runtime
 from .core.channel import NOW, Channel
 from .core.messages import InferenceResponse
 from .exceptions import (
+    EngineError,
     IncompleteStreamError,
     LLMStreamError,
     SlowReaderError,
@@ -35,7 +37,7 @@ from .responses import unrenderable
 from .stores import owner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .config import Settings
     from .core.clock import Timer
@@ -69,6 +71,27 @@ class Record(bytes):
     """One event as it is sent, and its place in the stream."""
 
     position: int
+
+
+class Feed(Channel):
+    """
+    What comes live to one reader.
+
+    Attributes:
+        is_behind: Nothing more is sent: there was no room, and what was left out is to be
+            had from the store. The recorder sets it, and wakes the reader; the reader resets
+            it, and then reads the store, which has what was not sent until then.
+    """
+
+    __slots__ = ("is_behind",)
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(
+            size=settings.channel_size,
+            max_bytes=settings.channel_bytes,
+            slow_reader_seconds=settings.slow_reader_seconds,
+        )
+        self.is_behind = False
 
 
 class Recording:
@@ -118,32 +141,45 @@ class Recording:
         self._store = store
         self._on_close = on_close
         self._has_ids = has_ids
-        self.is_stored = store.append(self.stream_id, 0, [owner])
-        self._readers: list[Channel] = []
+        self.is_stored = True
+        self._readers: list[Feed] = []
         self._outcomes: list[InferenceResponse | LLMStreamError] = []
+        self._alone_until = inf
         self._timer: Timer | None = None
+        self._keep(0, [owner])
 
     # Readers.
 
-    def attach(self, channel: Channel) -> None:
-        """Have *channel* sent every event from now on, and closed at the end."""
-        self._readers.append(channel)
+    def attach(self, feed: Feed) -> None:
+        """Have *feed* sent every event from now on, and closed at the end."""
+        self._readers.append(feed)
+        self._forget_timer()
+        if self._outcomes:
+            feed.close(self._outcomes[0])
+
+    def detach(self, feed: Feed) -> None:
+        """Send *feed* no more. The last one's leaving starts the run's last seconds."""
+        try:
+            self._readers.remove(feed)
+        except ValueError:
+            return
+        if self._readers or self._linger_seconds == inf:
+            return
+        self._alone_until = monotonic() + self._linger_seconds
+        self._timer = runtime.clock.call_at(self._alone_until, self._give_up)
+        if self._outcomes:
+            self._forget_timer()
+
+    def _give_up(self) -> None:
+        # Of two who left at once, each has set a timer, and who came back could only cancel
+        # one of them.
+        if monotonic() >= self._alone_until:
+            self.leave_alone(ClientLeftError())
+
+    def _forget_timer(self) -> None:
         timer = self._timer
         if timer is not None:
             timer.cancel()
-        if self._outcomes:
-            channel.close(self._outcomes[0])
-
-    def detach(self, channel: Channel) -> None:
-        """Send *channel* no more. The last one's leaving starts the run's last seconds."""
-        try:
-            self._readers.remove(channel)
-        except ValueError:
-            return
-        if not (self._readers or self._outcomes or self._linger_seconds == inf):
-            self._timer = runtime.clock.call_at(
-                monotonic() + self._linger_seconds, partial(self.leave_alone, ClientLeftError())
-            )
 
     def leave_alone(self, reason: LLMStreamError) -> None:
         """Nobody comes back: end the run, for *reason*, unless somebody reads or it may go on."""
@@ -158,17 +194,20 @@ class Recording:
 
     def run(self) -> None:
         """Record to the end. Raises nothing."""
-        reception = self._reception
+        # Every exception, also that of a greenlet which is killed: readers would wait for good.
         try:
             outcome = self._record_items()
-        except Exception as exc:
+        except BaseException as exc:
             outcome = unrenderable(exc)
-            reception.leave(outcome)
+            self._reception.leave(outcome)
         try:
             self._finish(outcome)
-        except Exception as exc:
+        except BaseException as exc:
             self._close(unrenderable(exc))
-        self._store.expire(self.stream_id, self._keep_seconds)
+        try:
+            self._store.expire(self.stream_id, self._keep_seconds)
+        except Exception as exc:
+            _log_failure(exc)
         self._on_close()
 
     def _record_items(self) -> InferenceResponse | LLMStreamError:
@@ -194,8 +233,9 @@ class Recording:
 
     def _close(self, outcome: InferenceResponse | LLMStreamError) -> None:
         self._outcomes.append(outcome)
-        for channel in tuple(self._readers):
-            channel.close(outcome)
+        self._forget_timer()  # Which would keep all this for as long as it lingers.
+        for feed in tuple(self._readers):
+            feed.close(outcome)
 
     def _append(self, frames: bytes, *, is_last: bool = False, is_sent: bool = True) -> None:
         """Store and send *frames*, whole events, each as a record of its own."""
@@ -210,22 +250,35 @@ class Recording:
                 record = Record(event + SSE.suffix)
             record.position = self.position
             records.append(record)
-        if self.is_stored:
-            stored = [*records, _END] if is_last else records
-            first = self.position - len(records) + 1
-            self.is_stored = self._store.append(self.stream_id, first, stored)
+        self._keep(self.position - len(records) + 1, [*records, _END] if is_last else records)
         if is_sent:
-            for channel in tuple(self._readers):
-                self._send(channel, records)
+            for feed in tuple(self._readers):
+                self._send(feed, records)
 
-    def _send(self, channel: Channel, records: list[Record]) -> None:
+    def _keep(self, position: int, records: Sequence[bytes]) -> None:
+        if not self.is_stored:
+            return
+        try:
+            self.is_stored = self._store.append(self.stream_id, position, records)
+        except Exception as exc:
+            self.is_stored = False
+            _log_failure(exc)
+
+    def _send(self, feed: Feed, records: list[Record]) -> None:
+        if feed.is_behind:
+            return
         try:
             for record in records:
-                channel.send_nowait(record)
-        except LLMStreamError as error:
-            # Too slow, but only this one; it may come back for the rest.
-            channel.close(error)
-            self.detach(channel)
+                feed.send_nowait(record)
+        except SlowReaderError as error:
+            if self.is_stored:
+                # A burst, more often than a slow reader: a batch of the run may be more than
+                # there is room for at once.
+                feed.is_behind = True
+                feed.wake()
+            else:
+                feed.close(error)
+                self.detach(feed)
 
 
 class Replay:
@@ -233,45 +286,72 @@ class Replay:
     One reader of a recorded answer: what a `StreamBody` receives from.
 
     Args:
-        recording: The stream's, while it is under way in this process.
+        stream_id: What is read.
         position: Of the last event that the reader has; 0 is none.
+        recording: The stream's, while it is under way in this process.
+        store: Keeps the stream.
         settings: `channel_size`, `channel_bytes` and `slow_reader_seconds`.
 
     Thread safety: one consumer; `leave` from any thread, finalizers included.
     """
 
-    def __init__(self, recording: Recording | None, position: int, settings: Settings) -> None:
-        self.channel = Channel(
-            size=settings.channel_size,
-            max_bytes=settings.channel_bytes,
-            slow_reader_seconds=settings.slow_reader_seconds,
-        )
+    def __init__(
+        self,
+        stream_id: str,
+        position: int,
+        *,
+        recording: Recording | None,
+        store: Store,
+        settings: Settings,
+    ) -> None:
+        self.channel = Feed(settings)
+        self._stream_id = stream_id
         self._position = position
-        self._backlog: list[bytes] = []
         self._recording = recording
+        self._store = store
+        self._batch_bytes = settings.channel_bytes
+        self._backlog: deque[bytes] = deque()
         if recording is not None:
             recording.attach(self.channel)
 
-    def catch_up(self, records: list[bytes]) -> None:
+    def begin_with(self, records: Sequence[bytes]) -> None:
+        """Read *records*, which the store has after the reader's position, and nothing else."""
+        self._backlog.extend(records)
+        # Without its last record the stream broke with the process that made it.
+        is_whole = records[-1:] == [_END]
+        self.channel.close(InferenceResponse() if is_whole else IncompleteStreamError())
+
+    def catch_up(self) -> bool:
         """
-        Begin with what the store has after the reader's position. It is read after the
-        channel was attached, which has the rest.
+        Read next what the store has after the reader's position. It is read after the channel
+        was attached, or got room again, which has the rest.
+
+        Returns:
+            False where the store has not got all of it (any more).
+
+        Raises:
+            EngineError: The store failed.
         """
-        self._backlog = records
-        if self._recording is None:
-            # Without its last record the stream broke with the process that made it.
-            is_whole = records[-1:] == [_END]
-            self.channel.close(InferenceResponse() if is_whole else IncompleteStreamError())
+        self.channel.is_behind = False
+        records = _read(self._store, self._stream_id, self._position)
+        recording = self._recording
+        # Looked at afterwards: what it did not take by now may have been sent before we came.
+        if records is None or not (recording is None or recording.is_stored):
+            return False
+        self._backlog.extend(records)
+        return True
 
     @property
     def is_at_end(self) -> bool:
         """The reader has the whole stream already."""
-        return self._backlog == [_END] or (not self._backlog and self.channel.is_drained)
+        if self._backlog:
+            return self._backlog[0] == _END
+        return isinstance(self.outcome, InferenceResponse)
 
     @property
     def outcome(self) -> InferenceResponse | LLMStreamError | None:
         """How it ended, once everything was received; None before."""
-        if self._backlog or not self.channel.is_drained:
+        if self._backlog or self.channel.is_behind or not self.channel.is_drained:
             return None
         outcome = self.channel.outcome
         return outcome if isinstance(outcome, LLMStreamError) else InferenceResponse()
@@ -282,21 +362,46 @@ class Replay:
         return inf
 
     def receive(self, until: float = inf) -> list[Item]:
-        """See `Reception.receive`; the items are events, rendered."""
-        events: list[Any]
-        if self._backlog:
-            events = [event for event in self._backlog if event != _END]
-            self._backlog = []
-        else:
-            batch: list[Any] = self.channel.receive_batch(until)
-            # From the store already?
-            events = [event for event in batch if event.position > self._position]
-        self._position += len(events)
-        return events
+        """
+        See `Reception.receive`; the items are events, rendered.
+
+        Raises:
+            SlowReaderError: What the reader was too slow for is not kept any more.
+        """
+        channel = self.channel
+        events = self._kept() or self._live(NOW if channel.is_behind else until)
+        if channel.is_behind and not events:
+            if not self.catch_up():
+                raise SlowReaderError("The client did not read fast enough for the store.")
+            events = self._kept()
+        return self._advance(events)
 
     def take(self, now: float) -> list[Item]:  # noqa: ARG002 - see `due_at`
-        """What there is; never waits."""
-        return self.receive(NOW)
+        """What there is; never waits, and asks no store."""
+        return self._advance(self._kept() or self._live(NOW))
+
+    def _kept(self) -> list[Any]:
+        """The next events of the backlog: not more at once than the channel would have."""
+        events: list[Any] = []
+        size = 0
+        while self._backlog and size < self._batch_bytes:
+            record = self._backlog.popleft()
+            if record != _END:
+                events.append(record)
+                size += len(record)
+        return events
+
+    def _live(self, until: float) -> list[Any]:
+        batch: list[Any] = self.channel.receive_batch(until)
+        # From the store already?
+        return [event for event in batch if event.position > self._position]
+
+    def _advance(self, events: list[Any]) -> list[Item]:
+        self._position += len(events)
+        if self._backlog or self.channel.is_behind:
+            # There is more, which nobody will tell of.
+            self.channel.wake()
+        return events
 
     def leave(self, reason: LLMStreamError) -> None:
         """Stop reading. Who has no event yet has no id to come back with."""
@@ -355,6 +460,7 @@ class Recordings:
         renderer: EventRenderer,
         *,
         identity: Any,
+        scope: str = "",
         linger_seconds: float,
         keep_seconds: float,
         settings: Settings,
@@ -366,13 +472,16 @@ class Recordings:
         """
         Begin to record, for the first reader. See `Recording`.
 
+        Who comes back must be the same *identity*, and come by the same *scope*: another
+        dialect's events, or another blueprint's, are no way to go on.
+
         Where it *begins_at_once*, an error before the first item is told in the stream; else
         it may get a status of its own.
 
         Returns:
             None where it cannot be said whose the stream is; nothing is recorded then.
         """
-        owner = owner_of(identity)
+        owner = _owner(identity, scope)
         if owner is None:
             runtime.log(
                 _logger,
@@ -397,9 +506,6 @@ class Recordings:
             return None
         id = recording.stream_id
         self._live[id] = recording
-        replay = Replay(recording, 0, settings)
-        if begins_at_once:
-            recording.begin()
 
         def run() -> None:
             try:
@@ -407,29 +513,58 @@ class Recordings:
             finally:
                 del self._live[id]
 
-        runtime.spawn(run)
+        try:
+            replay = Replay(id, 0, recording=recording, store=self._store, settings=settings)
+            if begins_at_once:
+                recording.begin()
+            runtime.spawn(run)
+        except BaseException:
+            del self._live[id]
+            raise
         return replay
 
-    def replay(self, id: EventId, *, identity: Any, settings: Settings) -> Replay:
+    def replay(self, id: EventId, *, identity: Any, scope: str = "", settings: Settings) -> Replay:
         """
-        A stream again, from where its reader was.
+        A stream again, from where its reader was. See `record`.
 
         Raises:
             UnknownStreamError: There is no such stream, or it is somebody else's.
+            EngineError: The store failed.
         """
-        owner = owner_of(identity)
+        owner = _owner(identity, scope)
         recording = self._live.get(id.stream_id)
+        open_replay = partial(Replay, *id, store=self._store, settings=settings)
         if recording is not None and recording.owner == owner and id.position <= recording.position:
-            replay = Replay(recording, id.position, settings)
-            records = self._store.read_after(id.stream_id, id.position)
-            if records is not None:
-                replay.catch_up(records)
+            replay = open_replay(recording=recording)
+            try:
+                is_there = replay.catch_up()
+            except BaseException:
+                replay.leave(ClientLeftError())
+                raise
+            if is_there:
                 return replay
             replay.leave(ClientLeftError())
         elif recording is None:
-            records = self._store.read_after(id.stream_id, -1) or []
+            records = _read(self._store, id.stream_id, -1) or []
             if records[:1] == [owner] and id.position < len(records):
-                replay = Replay(None, id.position, settings)
-                replay.catch_up(records[id.position + 1 :])
+                replay = open_replay(recording=None)
+                replay.begin_with(records[id.position + 1 :])
                 return replay
         raise UnknownStreamError("There is no such stream of yours, or it is not kept any more.")
+
+
+def _owner(identity: Any, scope: str) -> bytes | None:
+    owner = owner_of(identity)
+    return None if owner is None else owner_of((scope, owner))
+
+
+def _read(store: Store, stream_id: str, position: int) -> list[bytes] | None:
+    try:
+        return store.read_after(stream_id, position)
+    except Exception as exc:
+        _log_failure(exc)
+        raise EngineError("The store of this stream's events failed.") from exc
+
+
+def _log_failure(error: Exception) -> None:
+    runtime.log(_logger, logging.ERROR, "The store of streams failed.", error=error)

@@ -410,7 +410,7 @@ def render_document(dialect: Dialect, parsed: Parsed, response: InferenceRespons
         raise unrenderable(exc) from exc
 
 
-def unrenderable(cause: Exception) -> LLMStreamError:
+def unrenderable(cause: BaseException) -> LLMStreamError:
     """
     The error for an answer that *cause* kept from being rendered: itself, where a dialect
     says what is wrong; else the log has it.

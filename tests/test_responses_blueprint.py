@@ -6,9 +6,10 @@ import pytest
 from concurrency import wait_until
 from flask_apps import make_app, scripted
 
-from flask_llmstream import PermissionDeniedError, Reasoning
+from flask_llmstream import LLMStream, PermissionDeniedError, Reasoning
 from flask_llmstream.core import runtime
-from flask_llmstream.testing import Gate
+from flask_llmstream.stores import MemoryStore
+from flask_llmstream.testing import Gate, ScriptedBackend
 
 ALICE = {"Authorization": "Bearer secret"}
 KEYS = {"alice": "secret"}
@@ -281,8 +282,21 @@ def test_a_response_is_resumed_by_the_id_of_its_last_event():
     assert [event["sequence_number"] for _, event in events] == list(range(len(events)))
 
 
+class AbsentStore(MemoryStore):
+    """One that is not there for the first who reads it."""
+
+    has_been_asked = False
+
+    def read_after(self, stream_id, position):
+        was_asked, self.has_been_asked = self.has_been_asked, True
+        return super().read_after(stream_id, position) if was_asked else None
+
+
 def test_a_reader_s_own_error_is_no_part_of_the_response():
-    client = make_client("a", "b", resume_seconds=30, channel_bytes=100)
+    llm = LLMStream(store=AbsentStore())
+    llm.add_backend("m", ScriptedBackend("a", "b"))
+    # Too little for a burst, so that its reader needs the store.
+    client = client_of(llm, resume_seconds=30, channel_bytes=100)
     *seen, (no_id, error) = events_of(ask(client, stream=True).text)
     assert (no_id, error["code"], error["sequence_number"]) == (None, "slow_reader", 0)
 

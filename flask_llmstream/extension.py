@@ -6,18 +6,17 @@ import os
 import sysconfig
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flask import Flask, Response, current_app, has_request_context
+from flask import Flask, Response, current_app
 
+from .admitting import Admission
 from .answering import Answer, complete, count
 from .backends.function import FunctionBackend
-from .call import Admitted, Call
+from .call import Call
 from .config import Settings
-from .core.messages import InferenceRequest
 from .dialects import NativeDialect, Parsed
 from .dialects.answer_ids import request_ids_of
 from .engines.callers import Callers
@@ -28,11 +27,9 @@ from .exceptions import (
     EngineClosedError,
     InvalidRequestError,
     LLMStreamError,
-    PermissionDeniedError,
     UnknownModelError,
 )
 from .framing import negotiate
-from .policy import check_features, check_limits, check_request_id, check_types, unknown_model
 from .recording import Recordings
 from .registry import AppEngines, ModelRegistry
 from .shutdown import ShutdownWatch
@@ -42,12 +39,13 @@ from .tokens import TokenIterator
 if TYPE_CHECKING:
     from flask import Blueprint
 
-    from .core.messages import InferenceResponse
+    from .call import Admitted
+    from .core.messages import InferenceRequest, InferenceResponse
     from .framing import Framing
     from .responses import Outcome
     from .typing import Dialect, Engine, Store, WorkerKind
 
-__all__ = ["LLMStream"]
+__all__ = ["LLMStream", "extensions"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,9 +91,7 @@ class LLMStream:
         self._store = store
         self._registry = ModelRegistry()
         self._states: weakref.WeakKeyDictionary[Flask, _AppState] = weakref.WeakKeyDictionary()
-        self._identity_loader: Callable[[], Any] | None = None
-        self._before_submit: list[Callable[[InferenceRequest], InferenceRequest]] = []
-        self._permission_checks: list[Callable[[Any, InferenceRequest], Any]] = []
+        self._admission = Admission(self._registry)
         if app is not None:
             self.init_app(app)
 
@@ -120,6 +116,7 @@ class LLMStream:
         )
         # A test suite makes an app a test: their threads must not pile up.
         weakref.finalize(app, engines.let_go).atexit = False
+        _extensions.add(self)
         app.extensions["llmstream"] = self
         app.register_error_handler(LLMStreamError, respond_to(NativeDialect().error_document))
 
@@ -184,12 +181,12 @@ class LLMStream:
 
     def identity_loader(self, function: F) -> F:
         """Decorate what tells who asks, in the request: () → identity or None."""
-        self._identity_loader = function
+        self._admission.identity_loader = function
         return function
 
     def before_submit(self, function: F) -> F:
         """Decorate what completes a request: (InferenceRequest) → InferenceRequest."""
-        self._before_submit.append(function)
+        self._admission.before_submit.append(function)
         return function
 
     def permission_check(self, function: F) -> F:
@@ -199,7 +196,7 @@ class LLMStream:
         It raises PermissionDeniedError; to return False means the same, so that a check
         which forgets to raise lets nobody in.
         """
-        self._permission_checks.append(function)
+        self._admission.permission_checks.append(function)
         return function
 
     # Blueprints.
@@ -415,52 +412,14 @@ class LLMStream:
             LLMStreamError: 404, 400 or 403, in this order.
             TypeError: What a view gives is no request.
         """
-        check_types(request)
-        if request.stream_callback is not None:
-            raise InvalidRequestError(
-                "stream_callback is the extension's own here. "
-                "Submit to an engine to have the items yourself.",
-                param="stream_callback",
-            )
-        request = copy(request)
-        engine = self._route(call, request, models)
-        request.request_id = request.request_id or call.request_id
-        request.identity = self._identity_of(call, request)
-        for function in self._before_submit:
-            request = _completed(function, request)
-        if self._before_submit:
-            # The app's own functions may choose any model, also one not offered here.
-            engine = self._route(call, request, None)
-        check_request_id(request)
-        for check in self._permission_checks:
-            if check(request.identity, request) is False:
-                raise PermissionDeniedError("You may not ask this.")
-        self._state(call.app).shutdown_watch.start()
-        return Admitted(request, engine)
+        state = self._state(call.app)
+        admitted = self._admission.admit(call, request, state.engines, models)
+        state.shutdown_watch.start()
+        return admitted
 
     def identify(self, call: Call) -> Any:
         """Who asks in this HTTP request; None outside of one."""
-        if self._identity_loader is None:
-            return call.key_name
-        return self._identity_loader() if has_request_context() else None
-
-    def _identity_of(self, call: Call, request: InferenceRequest) -> Any:
-        """Who asks, unless a view has said who."""
-        return self.identify(call) if request.identity is None else request.identity
-
-    def _route(self, call: Call, request: InferenceRequest, models: Iterable[str] | None) -> Engine:
-        offered = list(self.models() if models is None else models)
-        if not request.model:
-            default = call.settings.default_model
-            # Who names no model must not be told of one that this route does not offer.
-            is_elsewhere = default not in offered and default in self.models()
-            request.model = next(iter(offered), "") if is_elsewhere or not default else default
-        engine = self.engine_of(request.model) if request.model in offered else None
-        if engine is None:
-            raise unknown_model(request.model, offered)
-        check_limits(request, call.settings)
-        check_features(request, engine.backend_for(request.model), request.model)
-        return engine
+        return self._admission.identify(call)
 
     def cancel(self, call: Call, id: str) -> bool:
         """
@@ -496,7 +455,7 @@ class LLMStream:
         answer = self.answering(call, dialect, framing)
         if call.method == "HEAD":
             return answer.head()
-        rest = answer.rest(parsed, partial(self._identity_of, call, parsed.request))
+        rest = answer.rest(parsed, partial(self._admission.identity_of, call, parsed.request))
         if rest is not None:
             return rest
         budgets = call.budgets(streams=framing.streams)
@@ -598,6 +557,24 @@ class LLMStream:
         if check is not None:
             check()
 
+    def load_model(self, model: str) -> None:
+        """
+        Load *model* now, where its backend has a ``load()`` and has not done so: before the
+        process serves, but after it was forked.
+
+        Raises:
+            UnknownModelError: There is no such model.
+            Exception: What ``load()`` raises.
+        """
+        engine = self.engine_of(model)
+        if engine is None:
+            raise UnknownModelError(f"There is no model {model!r} here.", param="model")
+        backend = engine.backend_for(model)
+        for each in getattr(backend, "backends", (backend,)):
+            load = getattr(each, "load", None)
+            if callable(load):
+                load()
+
     def default_model(self) -> str:
         """Which model a request without one gets; empty where there is none at all."""
         return self.settings().default_model or next(iter(self.models()), "")
@@ -616,27 +593,17 @@ class LLMStream:
             ) from None
 
 
+_extensions: weakref.WeakSet[LLMStream] = weakref.WeakSet()
+
+
+def extensions() -> list[tuple[LLMStream, Flask]]:
+    """Every app of this process that was initialised, and its extension."""
+    return [(llm, app) for llm in list(_extensions) for app in list(llm._states)]
+
+
 def _current_app() -> Flask:
     if not current_app:
         raise ConfigurationError(
             "There is no current app. Call this in a request, or under app.app_context()."
         )
     return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
-
-
-def _completed(
-    complete: Callable[[InferenceRequest], InferenceRequest], request: InferenceRequest
-) -> InferenceRequest:
-    """What a `before_submit` function made of *request*."""
-    completed = complete(request)
-    if not isinstance(completed, InferenceRequest):
-        raise ConfigurationError(
-            f"The before_submit function {getattr(complete, '__name__', complete)!r} must return "
-            f"the InferenceRequest, not {completed!r}."
-        )
-    # It may be a new one.
-    completed.model = completed.model or request.model
-    completed.request_id = completed.request_id or request.request_id
-    if completed.identity is None:
-        completed.identity = request.identity
-    return completed

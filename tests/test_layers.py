@@ -26,6 +26,7 @@ LAYERS = (
     {"engines", "stores", "instrumentation"},
     {"backends", "models"},
     {
+        "admitting",
         "answering",
         "budgets",
         "call",
@@ -37,6 +38,7 @@ LAYERS = (
         "journal",
         "policy",
         "recording",
+        "replaying",
         "registry",
         "responses",
         "tokens",

@@ -11,7 +11,8 @@ from .call import Admitted
 from .exceptions import EngineError
 from .framing import SSE
 from .hangup import ClientLeftError
-from .recording import EventId, ReplayRenderer
+from .recording import EventId
+from .replaying import ReplayRenderer
 from .responses import StreamBody, render_document, unrenderable
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from .dialects import Parsed
     from .engines.handle import InferenceHandle
     from .framing import Framing
-    from .recording import Asides, Recordings, Replay
+    from .recording import Recordings
+    from .replaying import Asides, Replay
     from .responses import Outcome, Reception
     from .typing import Dialect, Engine, EventRenderer
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .core.messages import Item
     from .core.runtime import HubTask, Parker
-    from .recording import Replay
+    from .replaying import Replay
     from .responses import Reception
 
 __all__ = ["HubWriter"]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .engines.handle import InferenceHandle
     from .hangup import Connection
     from .hub_writer import HubWriter
-    from .recording import Replay
+    from .replaying import Replay
     from .typing import Dialect, EventRenderer
 
 __all__ = ["Outcome", "Reception", "StreamBody", "outcome_of", "render_document", "unrenderable"]

@@ -13,7 +13,7 @@ CORE = str(Path(flask_llmstream.core.__file__).parent)
 
 def interleave(prepare, within=CORE):
     """
-    Try a switch before every bytecode of the package's core, or of the module *within*.
+    Try a switch before every bytecode of the package's core, or of the modules *within*.
 
     *prepare* makes a fresh scene and returns ``act``, ``intrude`` and ``check``. ``act``
     runs traced; at one bytecode, one later each time, ``intrude`` runs as a whole, as

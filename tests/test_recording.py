@@ -12,6 +12,7 @@ from interleaving import interleave
 
 from flask_llmstream import EngineError, InferenceRequest, SlowReaderError, UnknownStreamError
 from flask_llmstream import recording as recording_module
+from flask_llmstream import replaying
 from flask_llmstream.config import Settings
 from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.core.channel import NOW, Channel
@@ -27,7 +28,7 @@ from flask_llmstream.responses import Reception
 from flask_llmstream.stores import MemoryStore
 from flask_llmstream.testing import Gate, Signal
 
-MODULE = recording_module.__file__
+MODULES = recording_module.__file__, replaying.__file__
 LONG = 60.0
 
 
@@ -543,7 +544,7 @@ def test_two_readers_that_leave_at_once_leave_the_run_all_its_time(clock):
             check,
         )
 
-    interleave(prepare, MODULE)
+    interleave(prepare, MODULES)
 
 
 @pytest.mark.usefixtures("recorders")
@@ -571,7 +572,7 @@ def test_one_leaves_while_another_comes(clock, comes_first):
 
         return (come, leave, check) if comes_first else (leave, come, check)
 
-    interleave(prepare, MODULE)
+    interleave(prepare, MODULES)
 
 
 @pytest.mark.parametrize("leaves_first", [False, True])
@@ -596,7 +597,7 @@ def test_one_leaves_while_the_run_ends(clock, recorders, leaves_first):
 
         return (leave, record, check) if leaves_first else (record, leave, check)
 
-    interleave(prepare, MODULE)
+    interleave(prepare, MODULES)
 
 
 @pytest.mark.parametrize("comes_first", [False, True])
@@ -618,7 +619,7 @@ def test_one_comes_while_the_run_is_recorded(recorders, comes_first):
 
         return (come, record, check) if comes_first else (record, come, check)
 
-    interleave(prepare, MODULE)
+    interleave(prepare, MODULES)
 
 
 @pytest.mark.parametrize("reads_first", [False, True])
@@ -642,7 +643,7 @@ def test_one_falls_behind_while_it_reads(recorders, reads_first):
 
         return (read_some, record, check) if reads_first else (record, read_some, check)
 
-    interleave(prepare, MODULE)
+    interleave(prepare, MODULES)
 
 
 def test_one_catches_up_while_more_comes(recorders):
@@ -669,4 +670,4 @@ def test_one_catches_up_while_more_comes(recorders):
 
         return read_some, record, check
 
-    interleave(prepare, MODULE)
+    interleave(prepare, MODULES)

@@ -10,9 +10,14 @@ import pytest
 from concurrency import Background, wait_until
 from interleaving import interleave
 
-from flask_llmstream import EngineError, InferenceRequest, SlowReaderError, UnknownStreamError
+from flask_llmstream import (
+    EngineError,
+    InferenceRequest,
+    SlowReaderError,
+    UnknownStreamError,
+    replaying,
+)
 from flask_llmstream import recording as recording_module
-from flask_llmstream import replaying
 from flask_llmstream.config import Settings
 from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.core.channel import NOW, Channel

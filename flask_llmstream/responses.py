@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .core import runtime
 from .core.channel import NOW
@@ -427,13 +428,15 @@ def _dropped() -> RequestCancelledError:
     )
 
 
-def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+def _weakly(method: Any) -> Callable[..., None]:
     """*method* without keeping its object: a body that is dropped must be finalized."""
-    reference = weakref.WeakMethod(method)
+    # Not a WeakMethod, which takes 1 KiB a stream: an object has one plain reference, shared.
+    return partial(_call_if_alive, weakref.ref(method.__self__), method.__func__)
 
-    def call(*args: object) -> None:
-        target = reference()
-        if target is not None:
-            target(*args)
 
-    return call
+def _call_if_alive(
+    reference: weakref.ref[StreamBody], function: Callable[..., None], *args: object
+) -> None:
+    target = reference()
+    if target is not None:
+        function(target, *args)

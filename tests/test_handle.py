@@ -149,7 +149,7 @@ class TestDoneCallback:
             def __bool__(self):
                 return True
 
-            def popleft(self):
+            def pop(self, _):
                 return self.functions.pop()
 
         handle._callbacks = Contested()

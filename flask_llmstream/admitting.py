@@ -48,7 +48,7 @@ class Admission:
         engines: AppEngines,
         models: Iterable[str] | None,
     ) -> Admitted:
-        """See `LLMStream.admit`; *engines* are those of the call's app."""
+        """See `Service.admit`; *engines* are those of the call's app."""
         check_types(request)
         if request.stream_callback is not None:
             raise InvalidRequestError(

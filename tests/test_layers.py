@@ -43,7 +43,7 @@ LAYERS = (
         "responses",
         "tokens",
     },
-    {"blueprints", "chat", "cli", "extension", "gunicorn", "shutdown"},
+    {"blueprints", "chat", "cli", "extension", "gunicorn", "service", "shutdown"},
     {"", "__main__", "testing"},
 )
 

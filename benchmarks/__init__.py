@@ -1,0 +1,1 @@
+"""What this package costs, against the least possible and against its peers."""

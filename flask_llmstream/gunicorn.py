@@ -1,9 +1,14 @@
 """
-A gunicorn worker for many streams: ``gunicorn -k flask_llmstream.gunicorn.StreamingGeventWorker``.
+For gunicorn: a worker for many streams, and two hooks. Nothing here is needed to stream.
 
-It is gunicorn's gevent worker. The one difference: while a stream of this package flows, its
-tokens are written from the hub, all ready streams in a row, instead of switching into a
-greenlet for each. Everything else, the last chunk, the access log, keep-alive, is gunicorn's.
+``gunicorn -k flask_llmstream.gunicorn.StreamingGeventWorker`` is gunicorn's gevent worker. The
+one difference: while a stream of this package flows, its tokens are written from the hub, all
+ready streams in a row, instead of switching into a greenlet for each. Everything else, the last
+chunk, the access log, keep-alive, is gunicorn's.
+
+The hooks work with every class of workers. In ``gunicorn.conf.py``:
+
+    from flask_llmstream.gunicorn import post_worker_init, worker_int
 """
 
 from __future__ import annotations
@@ -13,15 +18,44 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.ggevent import GeventWorker
 
+from .extension import extensions
 from .hub_writer import HubWriter
 from .responses import StreamBody
+from .shutdown import say_goodbye
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["StreamingGeventWorker"]
+__all__ = ["StreamingGeventWorker", "post_worker_init", "worker_int"]
 
 _logger = logging.getLogger("flask_llmstream")
+
+
+def post_worker_init(worker: Any) -> None:  # noqa: ARG001 - gunicorn's hook
+    """
+    Hook: load the models in each worker before its first request, instead of with it. Those
+    are meant whose backend has a ``load()``.
+
+    A model that cannot be loaded is logged, and the worker serves the others. gunicorn's
+    `timeout` counts from the worker's start: it must be longer than loading takes.
+    """
+    for llm, app in extensions():
+        with app.app_context():
+            for model in llm.models():
+                try:
+                    llm.load_model(model)
+                except Exception:
+                    _logger.exception("The model %r could not be loaded.", model)
+
+
+def worker_int(worker: Any) -> None:  # noqa: ARG001 - gunicorn's hook
+    """
+    Hook: on SIGINT and SIGQUIT, which grant no time, end all streams with `server_shutdown`
+    and a clean end of their transfer, within 0.3 seconds.
+
+    Not a sync worker's: there the signal has interrupted the one who would write.
+    """
+    say_goodbye()
 
 
 class StreamingGeventWorker(GeventWorker):  # type: ignore[misc]

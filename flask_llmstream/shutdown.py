@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
     from .typing import Engine
 
-__all__ = ["ShutdownWatch"]
+__all__ = ["ShutdownWatch", "say_goodbye"]
 
 _POLL_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 1.0
 """Kept of the grace for writing the last events, a quarter of it at the most."""
+_GOODBYE_SECONDS = 0.2
+"""For the same where there is no grace; gunicorn itself waits 0.1 s after its hook."""
 
 
 class ShutdownWatch:
@@ -44,6 +47,7 @@ class ShutdownWatch:
         self._engines = engines
         self._grace_seconds = grace_seconds
         self._pid = 0
+        _watches.add(self)
 
     def start(self) -> None:
         """Begin to look, once a process: threads do not survive a fork."""
@@ -71,16 +75,52 @@ class ShutdownWatch:
         # Else what it has accepted is served: the request that made it `max_requests` has
         # only just begun, and there is no other worker before this one is gone.
         last_words_at = monotonic() + grace - min(_LAST_WORDS_SECONDS, grace / 4)
-        runtime.clock.call_at(last_words_at, self._end_all)
+        runtime.clock.call_at(last_words_at, self.end_all)
 
     def _refuse_all(self) -> None:
         for engine in self._engines():
             engine.refuse(_shutting_down())
 
-    def _end_all(self) -> None:
+    def end_all(self) -> None:
+        """Refuse what comes, and end what runs with its last event."""
         self._refuse_all()
         for engine in self._engines():
             engine.end_all(_shutting_down())
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether any is under way, or waits."""
+        stats = [engine.queue_stats() for engine in self._engines()]
+        return any(each["running"] or each["waiting"] for each in stats)
+
+
+_watches: weakref.WeakSet[ShutdownWatch] = weakref.WeakSet()
+"""Of all apps of the process."""
+
+
+def say_goodbye() -> None:
+    """
+    End every stream of the process with `server_shutdown`, and wait a moment while that is
+    written. For a server that is about to exit, whatever else is under way.
+
+    Thread safety: any thread or greenlet, also a signal handler, which may have interrupted
+    somebody who holds a lock: the work is done elsewhere.
+    """
+    parker = runtime.make_parker()
+    until = monotonic() + _GOODBYE_SECONDS
+    is_waited_for = True
+
+    def end() -> None:
+        nonlocal is_waited_for
+        watches = list(_watches)
+        is_waited_for = any(watch.has_requests for watch in watches)
+        for watch in watches:
+            watch.end_all()
+        parker.unpark()
+
+    runtime.clock.call_soon(end)
+    while is_waited_for and monotonic() < until:
+        parker.park(until)
 
 
 def _shutting_down() -> ServerShutdownError:

@@ -374,8 +374,25 @@ class CallsBack:
         return cancel
 
 
+class Loads:
+    """A model that is loaded, or not."""
+
+    def __init__(self, recorder, error=None):
+        self._recorder, self._error = recorder, error
+
+    def load(self):
+        self._recorder.record("loading", "loaded")
+        if self._error is not None:
+            raise self._error
+
+    def generate(self, request):
+        yield "a"
+
+
 def add_to(llm, recorder):
-    """Serve the models ``wayward``, ``wayward-greenlet`` and ``callback``."""
+    """Serve the models that misbehave, and two that may be loaded."""
+    llm.add_backend("loadable", Loads(recorder))
+    llm.add_backend("unloadable", Loads(recorder, ValueError("scripted")))
 
     def generate(request):
         player = Player(recorder, request)

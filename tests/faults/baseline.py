@@ -23,12 +23,12 @@ class Baseline:
     def of(cls, control):
         return cls(control.look())
 
-    def excess(self, start):
+    def excess(self, start, ignoring=()):
         """What of it is more than at the *start*, as text; empty where nothing is."""
         more = [
             f"{name} {start.figures[name]} -> {self.figures[name]}"
             for name in EXACT
-            if self.figures[name] > start.figures[name]
+            if name not in ignoring and self.figures[name] > start.figures[name]
         ]
         if self.figures["memory"] - start.figures["memory"] > GROWTH_BYTES:
             more.append(f"memory {start.figures['memory']} -> {self.figures['memory']}")
@@ -39,15 +39,16 @@ class Baseline:
         return {name: self.figures[name] - start.figures[name] for name in (*EXACT, "memory")}
 
 
-def wait_for_return(control, start, seconds=RETURN_SECONDS):
+def wait_for_return(control, start, seconds=RETURN_SECONDS, *, ignoring=()):
     """Look until the worker holds no more than at the *start*, and its books are right."""
     until = monotonic() + seconds
     while True:
         now = Baseline.of(control)
         check_books(now.figures["stats"])
-        if not now.excess(start):
+        excess = now.excess(start, ignoring)
+        if not excess:
             return now
-        assert monotonic() < until, f"not back after {seconds:g} s: {now.excess(start)}"
+        assert monotonic() < until, f"not back after {seconds:g} s: {excess}"
         sleep(0.05)
 
 

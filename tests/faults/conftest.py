@@ -46,11 +46,14 @@ def size(short, full):
     return full if IS_FULL else short
 
 
+def serve(kind, *arguments, **options):
+    """A server as it starts."""
+    return Server(kind, *ARGUMENTS[kind], *arguments, app=APP, environment=MALLOC, **options)
+
+
 def start_server(kind, *arguments, **options):
     """A server that has made all the threads that it will ever have."""
-    server = Server(
-        kind, *ARGUMENTS.get(kind, ()), *arguments, app=APP, environment=MALLOC, **options
-    )
+    server = serve(kind, *arguments, **options)
     try:
         warm_up(server)
     except BaseException:
@@ -147,14 +150,24 @@ def server(request, servers):
     assert not [line for line in new if not line.startswith(EXPECTED_TRACEBACKS)], server.log
 
 
-@pytest.fixture
-def start():
-    """Start a server that ends with the test."""
+def _starter(begin):
     with ExitStack() as stack:
 
-        def start(kind, *arguments, **options):
-            server = start_server(kind, *arguments, **options)
+        def start(*arguments, **options):
+            server = begin(*arguments, **options)
             stack.callback(server.kill)
             return server
 
         yield start
+
+
+@pytest.fixture
+def start():
+    """Start a warm server that ends with the test."""
+    yield from _starter(start_server)
+
+
+@pytest.fixture
+def start_cold():
+    """Start a server that ends with the test."""
+    yield from _starter(serve)

@@ -52,10 +52,12 @@ class watching:  # noqa: N801 - reads like the function that it could be
         name: As ``class: fault``.
         server: Where.
         control: Of the worker that must be as it was; None is the server's newest.
+        ignoring: Figures that may be higher afterwards, of a server that is not warm.
     """
 
-    def __init__(self, name, server, control=None):
+    def __init__(self, name, server, control=None, *, ignoring=()):
         self._fault = Fault(name, server, control or server.control)
+        self._ignoring = ignoring
 
     def __enter__(self):
         self._start = Baseline.of(self._fault.control)
@@ -69,7 +71,7 @@ class watching:  # noqa: N801 - reads like the function that it could be
         if fault.is_process_gone:
             rows.append(_row(fault, "worker gone", {}))
             return
-        end = wait_for_return(fault.control, self._start)
+        end = wait_for_return(fault.control, self._start, ignoring=self._ignoring)
         rows.append(_row(fault, "yes", end.change(self._start)))
 
 

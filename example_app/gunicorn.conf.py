@@ -5,6 +5,11 @@ from __future__ import annotations
 
 import os
 
+# Hooks, which gunicorn knows by these names. The model is loaded when a worker starts; with the
+# first question nothing else in the worker would run meanwhile. Ctrl-C tells the streams under
+# way "server_shutdown"; SIGTERM does so without a hook.
+from flask_llmstream.gunicorn import post_worker_init, worker_int  # noqa: F401
+
 # Local unless told otherwise: a proxy with TLS belongs in front.
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8000')}"
 
@@ -27,9 +32,9 @@ worker_connections = 2000
 # SIGKILL: Kubernetes waits 30 s by default, `docker stop` 10 s (raise that, or lower this).
 graceful_timeout = 25
 
-# For gevent this is no limit on a request: it is how long the worker's event loop may
-# hang before it is replaced. The first question loads the model, and nothing else in the
-# worker runs meanwhile: half a second for this one, but a large one may need more.
+# For gevent this is no limit on a request: it is how long the worker's event loop may hang
+# before it is replaced. Loading the model counts: half a second for this one, but a large one
+# may need more.
 timeout = 30
 
 # Seconds an idle connection stays open. Longer than the proxy keeps its own (nginx: 60),

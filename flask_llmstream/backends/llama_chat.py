@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..core.messages import Finish, Reasoning, Token, Usage
+from .json_schema import check_schema
 from .tool_grammar import call_text
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ __all__ = ["AnswerReader", "chat_body"]
 
 # llama.cpp keeps 32 bits of a seed, and takes the highest value to mean "random".
 _SEEDS = 2**32 - 1
+# Of counts it keeps 31, and takes what is over for something else.
+_MOST = 2**31 - 1
 
 
 def chat_body(request: InferenceRequest, toolbox: Toolbox | None) -> dict[str, Any]:
@@ -25,6 +28,9 @@ def chat_body(request: InferenceRequest, toolbox: Toolbox | None) -> dict[str, A
 
     `stop` is left to the engine: llama.cpp says neither which string it met nor the
     log probabilities of the tokens that it held back to look for one.
+
+    Raises:
+        InvalidRequestError: A JSON schema is one that llama.cpp cannot take.
     """
     body: dict[str, Any] = {
         "messages": _messages(request, toolbox),
@@ -35,10 +41,14 @@ def chat_body(request: InferenceRequest, toolbox: Toolbox | None) -> dict[str, A
         "timings_per_token": True,
         "n": request.n,
     }
-    for field in ("max_tokens", "temperature", "top_p", "top_k"):
+    for field in ("temperature", "top_p"):
         value = getattr(request, field)
         if value is not None:
             body[field] = value
+    for field in ("max_tokens", "top_k"):
+        value = getattr(request, field)
+        if value is not None:
+            body[field] = min(value, _MOST)
     if request.seed is not None:
         body["seed"] = request.seed % _SEEDS
     if request.logprobs:
@@ -46,6 +56,7 @@ def chat_body(request: InferenceRequest, toolbox: Toolbox | None) -> dict[str, A
         body.update(logprobs=True, top_logprobs=max(1, request.top_logprobs))
     schema = _schema(request, toolbox)
     if schema is not None:
+        check_schema(schema)
         body["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
     return body
 

@@ -276,8 +276,8 @@ def stress(seed, seconds, spawners, workers=("thread",)):
             raise submitter.error
     check_end(engine, records)
     engine.shutdown(timeout_seconds=10)
-    wait_until(lambda: engine._pool._count == engine._pool._replaced == 0)
-    assert engine._pool.stuck == engine._pool.lost == 0
+    wait_until(lambda: engine._execution.pool._count == engine._execution.pool._replaced == 0)
+    assert engine._execution.pool.stuck == engine._execution.pool.lost == 0
     if isinstance(backend, Batching):
         backend.close()
     return len(records)
@@ -286,16 +286,19 @@ def stress(seed, seconds, spawners, workers=("thread",)):
 def check_room(engine):
     """At any moment, under the lock: no more wait and work than there are places."""
     with engine._lock:
-        places = engine._queue_size + engine._capacity
-        assert len(engine._waiting) + engine._occupied() <= places
-        assert engine._pool._count <= engine._pool.limit
-        assert engine._pool._replaced <= engine._pool.limit
+        places = engine._queue_size + engine._execution.capacity
+        assert len(engine._waiting) + engine._execution.occupied <= places
+        assert engine._execution.pool._count <= engine._execution.pool.limit
+        assert engine._execution.pool._replaced <= engine._execution.pool.limit
         ledger = engine._ledger
         live = [run for runs in engine._live.values() for run in runs]
-        assert ledger.count(State.SUBMITTED) == len(engine._blocked)
+        assert ledger.count(State.SUBMITTED) == len(engine._admission.blocked)
         for state in (State.WAITING, State.RUNNING):
             assert ledger.count(state) == sum(run.state is state for run in live), state
-        waiting = [*live, *(run for level in engine._blocked._levels.values() for run in level)]
+        waiting = [
+            *live,
+            *(run for level in engine._admission.blocked._levels.values() for run in level),
+        ]
         assert engine._shares._waiting == Counter(run.caller for run in waiting if run.caller)
         assert max(engine._shares._waiting.values(), default=0) <= (engine._shares.most or 0)
 

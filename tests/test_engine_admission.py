@@ -203,7 +203,7 @@ class TestReject:
         backend = GatedBackend()
         engine = engines(backend, worker_threads=1, queue_size=1, backpressure="reject")
         with monkeypatch.context() as patch:
-            patch.setattr("flask_llmstream.engines.asynchronous.monotonic", lambda: now[0])
+            patch.setattr("flask_llmstream.engines.execution.monotonic", lambda: now[0])
             handle = engine.submit(ask("measured"))
             backend.wait_for("measured")
             now[0] += 8.0
@@ -497,7 +497,7 @@ class TestDropOldest:
 class TestSubmitting:
     def test_starts_the_engine(self, engines):
         engine = engines(lambda request: "a")
-        assert engine._pool._count == 0
+        assert engine._execution.pool._count == 0
 
         assert engine.submit(ask()).get(5).text == "a"
 

@@ -208,13 +208,13 @@ class TestSubmit:
     def test_is_not_called_for_a_request_that_ended_on_its_way(self, engines):
         backend, tokens = CallbackFake(), TokenLog()
         engine = engines(backend)
-        start = engine._work
+        start = engine._execution._work
 
         def cancel_first(worker):
             worker.runs[0].cancel()
             start(worker)
 
-        engine._pool._work = cancel_first
+        engine._execution.pool._work = cancel_first
 
         assert isinstance(
             error_of(engine.submit_streaming(ask("a"), tokens)), RequestCancelledError
@@ -496,7 +496,7 @@ class TestConcurrency:
         handles = [engine.submit(ask(f"{number}")) for number in range(1000)]
         wait_until(lambda: len(backend.emits) == 1000)
 
-        assert engine._pool._count == 1
+        assert engine._execution.pool._count == 1
         for emit in tuple(backend.emits.values()):
             emit("x")
             emit(STOP)

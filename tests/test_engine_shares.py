@@ -241,7 +241,7 @@ class TestBlocked:
 
 def test_it_says_when_a_place_of_one_s_own_will_be_free(busy, monkeypatch):
     engine = busy(queue_size=20, identity_queue_share=0.2)
-    engine._rate.add(3.0)
+    engine._execution.rate.add(3.0)
     for _ in range(4):
         engine.submit(of("alice"))
     with pytest.raises(TooManyRequestsError) as caught:

@@ -123,11 +123,11 @@ class TestShutdown:
         engine = engines(lambda request: "a", worker_threads=2)
         for handle in [engine.submit(ask()) for _ in range(8)]:
             handle.get(5)
-        assert engine._pool._count > 0
+        assert engine._execution.pool._count > 0
 
         engine.shutdown()
 
-        wait_until(lambda: engine._pool._count == 0)
+        wait_until(lambda: engine._execution.pool._count == 0)
 
     def test_lets_a_stuck_worker_go_when_it_returns(self, engines):
         backend = GatedBackend()
@@ -139,7 +139,7 @@ class TestShutdown:
 
         backend.open()
 
-        wait_until(lambda: engine._pool._count == engine._pool._replaced == 0)
+        wait_until(lambda: engine._execution.pool._count == engine._execution.pool._replaced == 0)
         assert not engine.is_in_backend
 
 
@@ -246,7 +246,7 @@ class TestOfAnotherProcess:
         (running,) = fill(engine, backend)
         waiting = engine.submit(ask("a"))
         worker = run_of(running).worker
-        pool = engine._pool
+        pool = engine._execution.pool
         # What a forked child does; the child's copies of both may still be cancelled.
         engine._after_fork()
 
@@ -261,7 +261,7 @@ class TestOfAnotherProcess:
         assert engine.submit(ask("busy-0")) is not None
         backend.open()
         wait_until(lambda: not worker.runs)
-        assert pool is not engine._pool
+        assert pool is not engine._execution.pool
 
     def test_a_forked_child_starts_empty(self):
         assert run_script("engine_fork.py") == "parent: a!\n"

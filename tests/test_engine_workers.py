@@ -41,10 +41,10 @@ class TestWorkers:
         threads = set()
         for _ in range(5):
             threads.add(engine.submit(ask()).get(5).text)
-            wait_until(lambda: engine._pool._idle)
+            wait_until(lambda: engine._execution.pool._idle)
 
         assert len(threads) == 1
-        assert engine._pool._count == 1
+        assert engine._execution.pool._count == 1
 
     def test_run_as_many_requests_at_a_time_as_there_are_workers(self, engines):
         backend = GatedBackend()
@@ -175,8 +175,8 @@ class TestStuckWorkers:
         assert engine.worker_stats()["stuck"] == 3
         backend.open()
         wait_until(lambda: not engine.is_in_backend)
-        assert engine._pool._replaced == 0
-        assert engine._pool._count == 2
+        assert engine._execution.pool._replaced == 0
+        assert engine._execution.pool._count == 2
         assert engine.worker_stats()["stuck"] == 0
 
     def test_leave_what_waits_to_those_that_return(self, engines):
@@ -265,13 +265,13 @@ def test_a_run_that_is_over_before_it_starts_never_reaches_the_backend(engines):
 def test_a_run_that_ends_between_the_queue_and_the_backend_never_reaches_it(engines):
     calls = []
     engine = engines(lambda request: calls.append(request) or "a", worker_threads=1)
-    start = engine._work
+    start = engine._execution._work
 
     def cancel_first(worker):
         worker.runs[0].cancel()
         start(worker)
 
-    engine._pool._work = cancel_first
+    engine._execution.pool._work = cancel_first
 
     assert isinstance(error_of(engine.submit(ask())), RequestCancelledError)
     wait_until(lambda: not engine.is_in_backend)

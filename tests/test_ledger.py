@@ -142,15 +142,15 @@ class TestEngine:
         oldest = engine.submit(ask("oldest"))
         seen = []
         oldest.add_done_callback(lambda: seen.append(self.figures_of(engine)))
-        settle = engine._settle
+        settle = engine._admission._settle
 
         def look_and_settle(run, error):
             seen.append(self.figures_of(engine))
             settle(run, error)
 
-        engine._settle = look_and_settle
+        engine._admission._settle = look_and_settle
         engine.submit(ask("newest"))
-        del engine._settle
+        engine._admission._settle = settle
 
         # Out of the queue already, and not dropped yet.
         assert seen == [

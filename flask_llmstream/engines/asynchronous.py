@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from copy import copy
 from functools import partial
 from math import inf
 from time import monotonic
@@ -14,35 +13,28 @@ from ..core import runtime
 from ..core.lifecycle import State, state_after
 from ..exceptions import (
     ConfigurationError,
-    DeadlineExceededError,
     EngineClosedError,
     LLMStreamError,
-    QueueFullError,
-    RequestDroppedError,
     ServerShutdownError,
-    TooManyRequestsError,
 )
 from ..typing import ANYONE
-from .admission import BackpressurePolicy, PriorityQueue, QueueShares, ServiceRate
-from .batching import Batch, run_batch
-from .callers import caller_of
+from .admission import BackpressurePolicy, PriorityQueue, QueueShares
+from .execution import Execution
 from .handle import cancelled_by_id
 from .ledger import Ledger
-from .pool import WorkerPool
+from .queue_admission import QueueAdmission
 from .run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..core.messages import InferenceRequest, InferenceResponse
-    from ..typing import TokenCallback, WorkerKind
+    from ..typing import TokenCallback
     from .batching import BatchLimits
     from .handle import InferenceHandle
-    from .pool import Worker
 
 __all__ = ["AsyncInferenceEngine"]
 
-DEFAULT_MAX_CONCURRENCY = 256
 FINALIZER_WAIT_SECONDS = 0.05
 """Longer than anybody holds a lock; see `AsyncInferenceEngine._settle`."""
 
@@ -89,8 +81,7 @@ class AsyncInferenceEngine:
         stuck_seconds: float = 30.0,
         batch_limits: BatchLimits | None = None,
     ) -> None:
-        self._takes_callbacks = callable(getattr(backend, "submit", None))
-        if not self._takes_callbacks and not callable(getattr(backend, "generate", None)):
+        if not any(callable(getattr(backend, name, None)) for name in ("generate", "submit")):
             raise ConfigurationError(
                 f"{type(backend).__name__} is no backend: it has neither generate() nor submit()."
             )
@@ -108,50 +99,52 @@ class AsyncInferenceEngine:
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value!r}.")
         self.backend = backend
-        self._kind: WorkerKind = kind
-        self._worker_threads = worker_threads
-        self._queue_size = queue_size
         self._has_priorities = priorities
         self._policy = _read_policy(backpressure)
-        self._block_timeout_seconds = block_timeout_seconds
-        self._stuck_seconds = stuck_seconds
+        self._queue_size = queue_size
         self._identity_queue_share = identity_queue_share
-        self._batch_limits = None if self._takes_callbacks else batch_limits
-        self._read_backend()
+        self._make_execution = partial(
+            Execution,
+            backend,
+            worker_threads=worker_threads,
+            kind=kind,
+            stuck_seconds=stuck_seconds,
+            batch_limits=batch_limits,
+        )
+        self._make_admission = partial(
+            QueueAdmission,
+            policy=self._policy,
+            queue_size=queue_size,
+            block_timeout_seconds=block_timeout_seconds,
+        )
         self._after_fork()
         runtime.after_fork(self)
         _engines.add(self)
 
-    def _read_backend(self) -> None:
-        self._can_batch = hasattr(self.backend, "generate_batch")
-        limit: int | None = getattr(self.backend, "max_concurrency", None)
-        # A callback backend holds no worker: one thread hands requests over.
-        self._capacity: int = (
-            limit or DEFAULT_MAX_CONCURRENCY
-            if self._takes_callbacks
-            else min(self._worker_threads, limit or self._worker_threads)
-        )
-
     def _after_fork(self) -> None:
         # Guards everything below, and every run's state and priority.
         self._lock = runtime.allocate_lock()
-        self._waiting = PriorityQueue()
-        self._blocked = PriorityQueue()
         self._live: dict[str, set[Run]] = {}
         self._ledger = Ledger()
-        self._given = 0  # Requests that a callback backend holds, cancelled ones included.
-        self._rate = ServiceRate()
+        self._waiting = PriorityQueue()
         self._shares = QueueShares(self._identity_queue_share, self._queue_size)
-        self._refusal: EngineClosedError | None = None
         self._drained: set[Callable[[], None]] = set()
         self._resolving = 0  # Runs that are booked, their handles about to resolve.
-        self._open_batch: Batch | None = None  # Incomplete: a worker waits for more.
-        self._pool = WorkerPool(
-            self._lock,
-            limit=1 if self._takes_callbacks else self._worker_threads,
-            kind="thread" if self._takes_callbacks else self._kind,
-            take=self._take,
-            work=self._work,
+        self._execution = self._make_execution(
+            lock=self._lock,
+            ledger=self._ledger,
+            waiting=self._waiting,
+            shares=self._shares,
+            admit_blocked=self._admit_blocked,
+        )
+        self._admission = self._make_admission(
+            lock=self._lock,
+            ledger=self._ledger,
+            waiting=self._waiting,
+            shares=self._shares,
+            execution=self._execution,
+            enqueue=self._enqueue,
+            settle=self._settle,
         )
 
     # Submitting.
@@ -228,7 +221,7 @@ class AsyncInferenceEngine:
             LLMStreamError: As `submit`.
         """
         run = Run(request, settle=self._settle, priority=priority if self._has_priorities else 0)
-        self._admit(run, admit_until)
+        self._admission.admit(run, admit_until)
         return run
 
     def _submit(
@@ -248,239 +241,20 @@ class AsyncInferenceEngine:
             priority=(priority or request.priority) if self._has_priorities else 0,
             deadline_at=deadline_at,
         )
-        self._admit(run, deadline_at)
+        self._admission.admit(run, deadline_at)
         return run.handle
 
-    def _admit(self, run: Run, deadline_at: float) -> None:
-        dropped: Run | None = None
-        wake: Callable[[], None] | None = None
-        error: LLMStreamError | None = None
-        is_blocked = False
-        caller = None if self._shares.most is None else caller_of(run.request.identity)
-        with self._lock:
-            self._ledger.open(run)
-            if monotonic() >= deadline_at:
-                error = DeadlineExceededError("The request's deadline had passed on arrival.")
-            elif self._refusal is not None:
-                error = copy(self._refusal)
-            elif self._is_exhausted:
-                error = EngineClosedError(
-                    "Every worker of this model is stuck in its backend.",
-                    retry_after=self._stuck_seconds,
-                )
-            elif not (caller is None or self._has_worker_free() or self._shares.enter(run, caller)):
-                error = self._share_full(self._shares.waiting_of(caller))
-            elif not self._has_room():
-                if self._policy is BackpressurePolicy.BLOCK and self._block_timeout_seconds != 0:
-                    is_blocked = True
-                    self._blocked.push(run)
-                elif self._policy is BackpressurePolicy.DROP_OLDEST:
-                    dropped = self._waiting.oldest_of_lowest()
-                    if dropped is None or dropped.priority > run.priority:
-                        dropped, error = None, self._queue_full()
-                else:
-                    error = self._queue_full()
-            if dropped is not None:
-                # Out at once, booked or not: the next newcomer must find another one.
-                self._waiting.remove(dropped)
-                self._shares.leave(dropped)
-                if not dropped.claim():
-                    dropped = None  # It is ending anyway.
-            if error is not None:
-                self._refuse(run, error)
-            elif not is_blocked:
-                wake = self._enqueue(run)
-        if error is not None:
-            raise error
-        if is_blocked:
-            self._wait_for_place(run, deadline_at)
-            return
-        try:
-            try:
-                if wake is not None:
-                    wake()
-            finally:
-                if dropped is not None:
-                    self._settle(
-                        dropped, RequestDroppedError("The request made room for a newer one.")
-                    )
-        except BaseException:
-            # No thread to be had, or a final token call that stops this one: the caller
-            # gets no handle, so nobody waits for the answer.
-            run.cancel()
-            raise
-
-    def _has_room(self) -> bool:
-        # A worker that has not taken its run yet has a place for it all the same.
-        return len(self._waiting) + self._occupied() < self._queue_size + self._capacity
-
-    def _has_worker_free(self) -> bool:
-        """Whether a request would start at once: it needs no place in the queue."""
-        return len(self._waiting) + self._occupied() < self._capacity
-
-    def _occupied(self) -> int:
-        return self._given if self._takes_callbacks else self._pool.busy
-
-    @property
-    def _is_exhausted(self) -> bool:
-        return self._pool.lost >= self._capacity
-
-    def _queue_full(self) -> QueueFullError:
-        waiting = len(self._waiting)
-        return QueueFullError(
-            f"The queue is full: {waiting} requests are waiting.",
-            retry_after=self._rate.seconds_to_drain(waiting, self._capacity),
-        )
-
-    def _share_full(self, own: int) -> TooManyRequestsError:
-        others = max(0, len(self._waiting) + len(self._blocked) - own)
-        return TooManyRequestsError(
-            f"You have {own} requests waiting, as many as one caller may have.",
-            # By then the first of its own has started, were they all the last.
-            retry_after=self._rate.seconds_to_drain(others, self._capacity),
-        )
-
-    def _refuse(self, run: Run, error: LLMStreamError) -> None:
-        run.claim()
-        self._shares.leave(run)
-        self._ledger.move(run, State.REJECTED, error)
-
     def _enqueue(self, run: Run) -> Callable[[], None] | None:
+        """Under the lock: *run* has its place. What to call after the lock."""
         self._ledger.move(run, State.WAITING)
         self._live.setdefault(run.handle.request_id, set()).add(run)
         if run.deadline_at != inf:
             run.timer = runtime.clock.call_at(run.deadline_at, run.on_deadline)
-        batch = self._open_batch
-        if batch is not None and not self._waiting and batch.add(run):
-            self._start(run)
-            return batch.parker.unpark if batch.is_full and batch.parker is not None else None
-        self._waiting.push(run)
-        return self._pool.wake_one()
-
-    def _wait_for_place(self, run: Run, deadline_at: float) -> None:
-        """Park the submitter until its run has a place; whoever frees one hands it over."""
-        timeout = self._block_timeout_seconds
-        until = deadline_at
-        if timeout is not None:
-            until = min(until, monotonic() + timeout)
-        error: LLMStreamError | None = None
-        try:
-            parker = run.parker = runtime.make_parker()
-            while run.state is State.SUBMITTED and monotonic() < until:
-                parker.park(until)
-        except RuntimeError:
-            error = self._withdraw(run)  # On the hub, which cannot wait.
-        except BaseException:
-            # The submitter is being killed: it must not leave a request behind.
-            if self._withdraw(run) is None:
-                run.cancel()
-            raise
-        else:
-            error = self._withdraw(run)
-        if error is not None:
-            raise error
-
-    def _withdraw(self, run: Run) -> LLMStreamError | None:
-        """Take *run* back where it was not admitted; why it is refused."""
-        with self._lock:
-            if self._blocked.remove(run):
-                error = self._queue_full()
-                self._refuse(run, error)
-                return error
-            if run.state is State.REJECTED:
-                return copy(self._refusal)
-        return None
-
-    # Working, on the pool's workers.
-
-    def _take(self) -> tuple[Run, ...]:
-        """Under the lock."""
-        if self._occupied() >= self._capacity:
-            return ()
-        self._admit_blocked()  # To the place that this worker has just left.
-        while (run := self._waiting.pop()) is not None and run.is_over:
-            pass  # Whoever claimed it is about to book it.
-        if run is None:
-            return ()
-        self._start(run)
-        limits = self._batch_limits
-        if limits is None or not self._can_batch or run.is_stream:
-            return (run,)
-        batch = Batch(limits)
-        batch.add(run)
-        self._fill(batch)
-        if self._open_batch is None and not batch.is_full:
-            self._open_batch = batch
-        return tuple(batch.runs)
-
-    def _start(self, run: Run) -> None:
-        self._shares.leave(run)
-        self._ledger.move(run, State.RUNNING)
-        run.started_at = monotonic()
-        self._given += self._takes_callbacks
-
-    def _fill(self, batch: Batch) -> None:
-        """Under the lock: add what waits, in its order."""
-        while (run := self._waiting.peek()) is not None and not run.is_over and batch.add(run):
-            self._waiting.remove(run)
-            self._start(run)
+        return self._execution.enqueue(run)
 
     def _admit_blocked(self) -> None:
-        """Under the lock: hand free places to blocked submitters, the highest priority first."""
-        while self._has_room() and (run := self._blocked.pop()) is not None:
-            wake = self._enqueue(run)
-            # Waking is only an append and a release: allowed under the lock. A submitter
-            # that has not published its parker yet looks at the state before it parks.
-            if run.parker is not None:
-                run.parker.unpark()
-            if wake is not None:
-                runtime.clock.call_soon(wake)
-
-    def _work(self, worker: Worker) -> None:
-        runs = worker.runs
-        if self._takes_callbacks:
-            runs[0].start_callbacks(self.backend, self._give_back)
-            return
-        limits = self._batch_limits
-        generate_batch = None
-        if limits is not None and not runs[0].is_stream:
-            batch = self._open_batch
-            if batch is not None and batch.runs[0] is runs[0]:
-                self._keep_open(batch, worker, limits.wait_seconds)
-            elif len(runs) > 1:
-                with self._lock:
-                    self._admit_blocked()  # To the places that a whole batch left.
-            generate_batch = getattr(self.backend, "generate_batch", None)
-        if generate_batch is not None:
-            run_batch(generate_batch, worker.runs)
-            return
-        for run in worker.runs:
-            run.generate(self.backend)
-
-    def _give_back(self) -> None:
-        """A callback backend has nothing more to do for one of its requests."""
-        with self._lock:
-            self._given -= 1
-            self._admit_blocked()
-            wake = self._pool.wake_one() if self._waiting else None
-        if wake is not None:
-            wake()
-
-    def _keep_open(self, batch: Batch, worker: Worker, wait_seconds: float) -> None:
-        """Wait for *worker*'s batch to become full, at most *wait_seconds*."""
-        until = monotonic() + wait_seconds
-        parker = batch.parker = runtime.make_parker()
-        try:
-            while not batch.is_full and monotonic() < until:
-                parker.park(until)
-        finally:
-            with self._lock:
-                self._open_batch = None
-                self._fill(batch)
-                worker.runs = tuple(batch.runs)
-                for run in worker.runs:
-                    run.worker = worker
-                self._admit_blocked()  # To the places that the batch left.
+        """Under the lock: there may be room in the queue."""
+        self._admission.admit_blocked()
 
     # Ending.
 
@@ -547,31 +321,10 @@ class AsyncInferenceEngine:
         if before is State.WAITING:
             self._waiting.remove(run)
             effects.append(run.finish_waiting)
-        elif before is State.RUNNING:
-            if error is None and run.started_at is not None:
-                self._rate.add(monotonic() - run.started_at)
-            if self._takes_callbacks:
-                effects.append(run.finish_detached)
-            elif error is not None and run.worker is not None:
-                run.stuck_timer = runtime.clock.call_at(
-                    monotonic() + self._stuck_seconds, partial(self._check_stuck, run.worker, run)
-                )
+        elif before is State.RUNNING and (effect := self._execution.leave(run, error)):
+            effects.append(effect)
         self._admit_blocked()
         return effects
-
-    def _check_stuck(self, worker: Worker, run: Run) -> None:
-        wake: Callable[[], None] | None = None
-        with self._lock:
-            # A batch is not stuck while one of its requests is still wanted.
-            if (
-                run in worker.runs
-                and not worker.is_stuck
-                and all(each.is_over for each in worker.runs)
-            ):
-                wake = self._pool.mark_stuck(worker)
-                self._admit_blocked()
-        if wake is not None:
-            wake()
 
     # Looking and steering.
 
@@ -598,7 +351,8 @@ class AsyncInferenceEngine:
     def queue_stats(self) -> dict[str, Any]:
         """Requests ``waiting``, ``running``, ``blocked``, ``queue_size``, and the totals."""
         with self._lock:
-            ledger, waiting, blocked = self._ledger.copy(), len(self._waiting), len(self._blocked)
+            ledger = self._ledger.copy()
+            waiting, blocked = len(self._waiting), len(self._admission.blocked)
         return {
             "waiting": waiting,
             "running": ledger.count(State.RUNNING),
@@ -610,8 +364,10 @@ class AsyncInferenceEngine:
     def worker_stats(self) -> dict[str, Any]:
         """Workers ``busy`` and ``stuck``, their ``capacity``, and the totals."""
         with self._lock:
-            ledger, busy, stuck = self._ledger.copy(), self._occupied(), self._pool.stuck
-        return {"busy": busy, "stuck": stuck, "capacity": self._capacity, **ledger.totals()}
+            ledger = self._ledger.copy()
+            busy, stuck = self._execution.occupied, self._execution.pool.stuck
+        capacity = self._execution.capacity
+        return {"busy": busy, "stuck": stuck, "capacity": capacity, **ledger.totals()}
 
     def request_stats(self) -> dict[str, dict[str, Any]]:
         """What became of the requests, by model; see `LLMStream.stats` for the figures."""
@@ -626,12 +382,10 @@ class AsyncInferenceEngine:
 
     def backend_changed(self) -> None:
         """Look anew whether the backend takes batches, and its ``max_concurrency``."""
-        self._read_backend()
-        wakes: list[Callable[[], None]] = []
+        self._execution.read_backend()
         with self._lock:
             self._admit_blocked()
-            while len(wakes) < len(self._waiting) and (wake := self._pool.wake_one()) is not None:
-                wakes.append(wake)
+            wakes = self._execution.wake()
         for wake in wakes:
             wake()
 
@@ -647,7 +401,7 @@ class AsyncInferenceEngine:
     @property
     def is_available(self) -> bool:
         """Whether `submit` would take a request at all, a full queue aside."""
-        return self._refusal is None and not self._is_exhausted
+        return self._admission.refusal is None and not self._execution.is_exhausted
 
     # Going away.
 
@@ -670,15 +424,7 @@ class AsyncInferenceEngine:
 
     def refuse(self, error: EngineClosedError) -> None:
         """Take no more requests; what is pending goes on."""
-        blocked: list[Run] = []
-        with self._lock:
-            self._refusal = self._refusal or error
-            while (run := self._blocked.pop()) is not None:
-                self._refuse(run, self._refusal)
-                blocked.append(run)
-        for run in blocked:
-            if run.parker is not None:
-                run.parker.unpark()
+        self._admission.close(error)
 
     def end_all(self, error: LLMStreamError) -> None:
         """End everything pending, with *error*."""
@@ -698,7 +444,7 @@ class AsyncInferenceEngine:
         self.wait_for_completion(timeout_seconds)
         self.end_all(EngineClosedError("The engine was shut down."))
         with self._lock:
-            effects = self._pool.close()
+            effects = self._execution.pool.close()
         for effect in effects:
             effect()
 
@@ -712,7 +458,7 @@ class AsyncInferenceEngine:
     @property
     def is_in_backend(self) -> bool:
         """Whether any worker is inside its backend, stuck ones included."""
-        return self._pool.in_backend > 0
+        return self._execution.pool.in_backend > 0
 
 
 def _read_policy(value: BackpressurePolicy | str) -> BackpressurePolicy:

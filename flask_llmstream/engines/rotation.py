@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import runtime
 from ..exceptions import ConfigurationError
-from .asynchronous import DEFAULT_MAX_CONCURRENCY
+from .execution import DEFAULT_MAX_CONCURRENCY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

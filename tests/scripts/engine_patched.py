@@ -101,7 +101,7 @@ def finish(engine, backend=None):
             latch.set()
     engine.shutdown(timeout_seconds=10)
     wait_until(lambda: not engine.is_in_backend)
-    wait_until(lambda: engine._pool._count == 0)
+    wait_until(lambda: engine._execution.pool._count == 0)
     check_books(engine.queue_stats())
 
 
@@ -137,7 +137,7 @@ def greenlet_workers_share_the_serving_thread():
     assert [handle.get(10).text for handle in handles] == ["a!", "b!", "c!"]
     assert set(backend.threads) == {MAIN_THREAD}
     wait_until(lambda: tokens.finals == 3)
-    wait_until(lambda: engine._pool._count == 0)  # A greenlet does not stay idle.
+    wait_until(lambda: engine._execution.pool._count == 0)  # A greenlet does not stay idle.
     assert engine.submit(ask("a")).get(10).text == "a!"
     finish(engine, backend)
 

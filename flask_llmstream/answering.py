@@ -156,7 +156,7 @@ class Answer:
             if replay is not None:
                 # A renderer of its own: what it says to this reader alone is not recorded.
                 asides = self._dialect.renderer(parsed, self._framing)
-                return self.replay(replay, asides, request.request_id)
+                return self.replay(replay, asides, request.request_id, is_resumed=False)
         return self._respond(reception, renderer, finish, request.request_id)
 
     def begin(
@@ -225,7 +225,9 @@ class Answer:
             finish()
             raise
 
-    def replay(self, replay: Replay, asides: Asides, request_id: str = "") -> Response:
+    def replay(
+        self, replay: Replay, asides: Asides, request_id: str = "", *, is_resumed: bool = True
+    ) -> Response:
         """
         What *replay* gives.
 
@@ -233,8 +235,11 @@ class Answer:
             replay: One reader of a recorded answer.
             asides: To this reader: heartbeats, and the errors that are its own.
             request_id: Of the answer's request, where that is known.
+            is_resumed: Not so for who has asked for it, and may still get an error's status.
         """
-        return self._respond(replay, ReplayRenderer(asides), _nothing, request_id)
+        return self._respond(
+            replay, ReplayRenderer(asides), _nothing, request_id, is_resumed=is_resumed
+        )
 
     def rest(self, parsed: Parsed, identify: Callable[[], Any]) -> Response | None:
         """
@@ -261,9 +266,13 @@ class Answer:
         renderer: EventRenderer,
         on_close: Callable[[], None],
         request_id: str,
+        *,
+        is_resumed: bool = False,
     ) -> Response:
         call = self._call
-        body = StreamBody(source, renderer, call.connection, call.settings, on_close)
+        body = StreamBody(
+            source, renderer, call.connection, call.settings, on_close, is_resumed=is_resumed
+        )
         try:
             body.open()
         except BaseException:

@@ -189,6 +189,8 @@ class StreamBody:
         connection: The client's.
         settings: `heartbeat_seconds`, `coalesce_seconds` and `slow_reader_seconds`.
         on_close: Called once, when the response is over, with the error that it had.
+        is_resumed: There is nothing to wait for before the status line: where no event is
+            there yet, a heartbeat takes it to the client at once.
 
     Attributes:
         writer: Of a server that lets the hub write; set before the first iteration.
@@ -203,6 +205,8 @@ class StreamBody:
         connection: Connection,
         settings: Settings,
         on_close: Callable[[], None],
+        *,
+        is_resumed: bool = False,
     ) -> None:
         self._reception = reception
         self._renderer = renderer
@@ -214,7 +218,7 @@ class StreamBody:
         self._heartbeat_seconds = (settings.heartbeat_seconds if self._has_heartbeat else 0) or inf
         self._coalesce_seconds = settings.coalesce_seconds
         self._stall_seconds = settings.slow_reader_seconds
-        self._heartbeat_at = monotonic() + self._heartbeat_seconds
+        self._heartbeat_at = monotonic() + (0 if is_resumed else self._heartbeat_seconds)
         self._pending: list[Item] = []
         self._is_open = False
         self._has_begun = False  # The server has something, and with it the headers.
@@ -237,7 +241,7 @@ class StreamBody:
             LLMStreamError: The request failed.
         """
         reception = self._reception
-        while not (self._pending or reception.channel.closed):
+        while not self._pending and reception.outcome is None:
             self._pending = reception.receive(self._heartbeat_at)
             if self._connection.is_gone:
                 reception.leave(ClientLeftError())

@@ -139,6 +139,23 @@ def test_whoever_comes_back_early_reads_on_live(gate):
     assert texts_of(events_of(b"".join(frames).decode())) == ["b", ""]
 
 
+@pytest.mark.parametrize("heartbeat_seconds", [0, 60])
+def test_whoever_comes_back_has_the_status_at_once(gate, heartbeat_seconds):
+    service = Service("a", gate, "b", heartbeat_seconds=heartbeat_seconds)
+    first = service.ask()
+    frames = first.iter_encoded()
+    read = b""
+    while b'"a"' not in read:
+        read += next(frames)
+
+    again = service.ask(last=events_of(read.decode())[-1][0])
+
+    frames = again.iter_encoded()
+    assert next(frames) == b": ping\n"
+    gate.open()
+    assert texts_of(events_of(b"".join(frames).decode())) == ["b", ""]
+
+
 def test_two_may_read_one_stream(gate):
     service = Service("a", gate, "b")
     first = service.ask()

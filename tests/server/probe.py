@@ -12,8 +12,11 @@ from flask_llmstream import LLMStreamError
 from flask_llmstream.core import runtime
 from flask_llmstream.testing import Signal
 
-KEPT = ("Run", "StreamBody", "Reception", "Channel", "InferenceHandle")
-"""Objects of which there is one a request."""
+KEPT = (
+    *("Run", "StreamBody", "Reception", "Channel", "InferenceHandle"),
+    *("Recording", "Replay", "Feed"),
+)
+"""Objects of which there is one a request, or one a reader of it."""
 
 
 def look(app, llm):
@@ -46,6 +49,7 @@ def _measure(app, llm):
     greenlets = [each for each in objects if greenlet and issubclass(type(each), greenlet)]
     with app.app_context():
         stats = llm.stats()
+        recorded = llm.recordings()._store.bytes_held
         engines = {id(engine): engine for engine in map(llm.engine_of, llm.models())}
         workers = [engine.worker_stats() for engine in engines.values()]
     total = stats["total"]
@@ -58,6 +62,8 @@ def _measure(app, llm):
         "greenlets": sum(not each.dead for each in greenlets),
         "files": len(list(Path("/proc/self/fd").iterdir())),
         "kept": sum(kept[name] for name in KEPT),
+        "bodies": kept["StreamBody"],
+        "recorded": recorded,
         "memory": _private_bytes(),
     }
 

@@ -1,5 +1,6 @@
 """Where events are kept: what a store promises, and how the one in memory stays bounded."""
 
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -109,3 +110,19 @@ def test_an_owner_is_the_same_in_every_process_and_nobody_else():
     assert len(set(owners)) == len(identities)
     assert owner_of({"a": 1, "b": 2}) == owner_of({"b": 2, "a": 1})
     assert owner_of(Opaque()) is None
+
+
+class WatchedRecord(bytes):
+    """One that can be referred to weakly."""
+
+
+def test_what_made_room_is_gone_and_not_only_forgotten(store):
+    record = WatchedRecord(b"x" * 4000)
+    store.append("s", 0, [record])
+    store.expire("s", 60)
+    record = weakref.ref(record)
+    for stream in ("t", "u"):
+        store.append(stream, 0, [b"x" * 4000])
+    assert store.read_after("s", -1) is None
+
+    wait_until(lambda: record() is None)

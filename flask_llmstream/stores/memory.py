@@ -74,7 +74,10 @@ class MemoryStore:
             self._bytes += size
             self._buffers.move_to_end(stream_id)
             while self._bytes > self._max_bytes:
-                self._bytes -= self._buffers.popitem(last=False)[1].size
+                _, oldest = self._buffers.popitem(last=False)
+                self._bytes -= oldest.size
+                if oldest.timer is not None:
+                    oldest.timer.cancel()  # It would keep the records until their time.
             return stream_id in self._buffers
 
     def read_after(self, stream_id: str, position: int) -> list[bytes] | None:
@@ -94,6 +97,8 @@ class MemoryStore:
         previous, buffer.timer = buffer.timer, timer
         if previous is not None:
             previous.cancel()
+        if self._buffers.get(stream_id) is not buffer:
+            timer.cancel()  # It made room in the meantime.
 
     def _forget(self, stream_id: str, buffer: _Buffer) -> None:
         with self._lock:

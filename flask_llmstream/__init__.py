@@ -66,8 +66,8 @@ from .exceptions import (
 )
 from .extension import LLMStream
 from .handler import StreamingHandler
+from .outcome import Outcome
 from .reconnecting import Backoff
-from .responses import Outcome
 from .stores import MemoryStore
 from .typing import (
     FEATURES,

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from .dialects import Parsed
     from .engines.handle import InferenceHandle
     from .framing import Framing
+    from .outcome import Outcome
+    from .reception import Reception
     from .recording import Recordings
     from .replaying import Asides, Replay
-    from .responses import Outcome, Reception
     from .typing import Dialect, Engine, EventRenderer
 
 __all__ = ["Answer", "complete", "count"]

@@ -24,8 +24,9 @@ from .engines.callers import caller_of
 from .engines.gathering import gather
 from .exceptions import InvalidRequestError, RequestCancelledError, TooManyRequestsError
 from .hangup import Connection, connection_of
+from .outcome import outcome_of
 from .policy import authenticate, request_id_for, request_id_of
-from .responses import Reception, outcome_of
+from .reception import Reception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .core.messages import InferenceRequest
     from .engines.callers import Callers, Place
     from .engines.handle import InferenceHandle
-    from .responses import Outcome
+    from .outcome import Outcome
     from .typing import Engine
 
 __all__ = ["Admitted", "Call", "Submission", "request_finished"]

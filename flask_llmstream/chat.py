@@ -16,7 +16,7 @@ from .exceptions import LLMStreamError
 
 if TYPE_CHECKING:
     from .extension import LLMStream
-    from .responses import Outcome
+    from .outcome import Outcome
 
 __all__ = ["Chat"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flask import Blueprint, Flask, Response
 
     from .core.messages import InferenceRequest, InferenceResponse
-    from .responses import Outcome
+    from .outcome import Outcome
     from .typing import Engine, Store, WorkerKind
 
 __all__ = ["LLMStream", "extensions"]

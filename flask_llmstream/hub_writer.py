@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from .core.messages import Item
     from .core.runtime import HubTask, Parker
+    from .reception import Reception
     from .replaying import Replay
-    from .responses import Reception
 
 __all__ = ["HubWriter"]
 

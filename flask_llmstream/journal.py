@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .engines.handle import InferenceHandle
-    from .responses import Outcome
+    from .outcome import Outcome
 
 __all__ = ["is_kept", "note"]
 

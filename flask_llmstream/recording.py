@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .config import Settings
     from .core.clock import Timer
     from .core.messages import Item
+    from .reception import Reception
     from .replaying import Feed
-    from .responses import Reception
     from .typing import EventRenderer, Store
 
 __all__ = ["EventId", "Recording", "Recordings"]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .core.messages import InferenceRequest
     from .dialects import Parsed
     from .framing import Framing
-    from .responses import Outcome
+    from .outcome import Outcome
     from .typing import Dialect, Engine, Store
 
 __all__ = ["Service", "get_current_app"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .hangup import Connection
-    from .responses import Reception
+    from .reception import Reception
 
 __all__ = ["TokenIterator"]
 

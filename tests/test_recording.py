@@ -28,8 +28,8 @@ from flask_llmstream.engines.handle import InferenceHandle
 from flask_llmstream.exceptions import IncompleteStreamError, LLMStreamError
 from flask_llmstream.framing import SSE
 from flask_llmstream.hangup import ClientLeftError
+from flask_llmstream.reception import Reception
 from flask_llmstream.recording import EventId, Recordings
-from flask_llmstream.responses import Reception
 from flask_llmstream.stores import MemoryStore
 from flask_llmstream.testing import Gate, Signal
 

@@ -27,7 +27,9 @@ from flask_llmstream.core.channel import Channel
 from flask_llmstream.core.deadlines import Budgets
 from flask_llmstream.dialects import NativeDialect, Parsed
 from flask_llmstream.framing import NDJSON, SSE, TEXT
-from flask_llmstream.responses import Reception, StreamBody, outcome_of
+from flask_llmstream.outcome import outcome_of
+from flask_llmstream.reception import Reception
+from flask_llmstream.responses import StreamBody
 from flask_llmstream.testing import Signal
 
 REQUEST = InferenceRequest(prompt="Hi", request_id="r")

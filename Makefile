@@ -3,6 +3,9 @@
 # make coverage   the suite, and what it covers
 # make lint       ruff
 # make types      mypy
+# make bench      what a token costs here and in other servers; ROUNDS, SECONDS, STREAMS and
+#                 ONLY make it shorter: make bench ROUNDS=1 SECONDS=2 STREAMS=600 ONLY=streams
+# make bench-docs its results, into docs/performance.md
 # make clean
 #
 # PYTHON=python3.12, PORT=8001 and BIND=0.0.0.0 choose others. `make serve` without make:
@@ -28,7 +31,12 @@ CLIENTS := .venv/litellm/installed $(if $(shell command -v npm),$(NODE)/node_mod
 INSTALL_CLIENTS = @$(TURN) $(MAKE) --silent $(CLIENTS)
 CORE := flask_llmstream/core/*,flask_llmstream/framing/*,flask_llmstream/dialects/*
 
-.PHONY: serve test coverage lint types clean preflight
+ROUNDS ?= 5
+SECONDS ?= 5
+BENCH = --rounds $(ROUNDS) --seconds $(SECONDS) \
+  $(if $(ONLY),--only $(ONLY)) $(if $(STREAMS),--streams $(STREAMS))
+
+.PHONY: serve test coverage lint types bench bench-docs clean preflight
 
 serve:
 	@$(PYTHON) tools/preflight.py $(ADDRESS)
@@ -63,6 +71,15 @@ lint: preflight
 types: preflight
 	$(INSTALL)test,lint
 	$(RUN) mypy
+
+bench: preflight
+	$(INSTALL)bench
+	@$(RUN) flask llmstream model install
+	@$(RUN) benchmarks $(BENCH)
+
+bench-docs: preflight
+	$(INSTALL)bench
+	@$(RUN) benchmarks.document
 
 clean:
 	rm -rf .venv $(NODE)/node_modules build dist *.egg-info .coverage* htmlcov .*_cache .hypothesis

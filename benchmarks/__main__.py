@@ -44,9 +44,9 @@ def main():
         warn(f"over {machine.QUIET_LOAD}, the figures are rough. Wait until the machine is quiet.")
     if len(machine.processors) < 2:
         warn("server and load share the one processor: the figures are of both.")
-    machine.run_as_load()
+    machine.allow_many_files()
     taken = []
-    with tempfile.TemporaryDirectory(prefix="benchmarks") as folder:
+    with machine.starting_load(), tempfile.TemporaryDirectory(prefix="benchmarks") as folder:
         programs = Path(folder)
         compile_programs(programs)
         lab = Lab(programs, arguments.rounds, arguments.seconds, arguments.streams)

@@ -44,16 +44,16 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
-        self._process = subprocess.Popen(
-            kind.command(self.port, programs),
-            cwd=machine.ROOT,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=machine.run_as_server,  # noqa: PLW1509 - there are no threads
-        )
+        with machine.starting_servers():
+            self._process = subprocess.Popen(
+                kind.command(self.port, programs),
+                cwd=machine.ROOT,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             self._wait_for_answer()
             self.pid = self._worker() if kind.has_worker else self._process.pid

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import subprocess
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,19 +22,29 @@ PACKAGES = (
 processors = sorted(os.sched_getaffinity(0))
 
 
-def run_as_server():
-    """Stay on the first processor."""
-    os.sched_setaffinity(0, {processors[0]})
-    allow_many_files()
+def starting_servers():
+    """Processes that are started meanwhile stay on the first processor."""
+    return pinned(processors[0])
 
 
-def run_as_load():
-    """Stay on the second one, where there is one."""
-    os.sched_setaffinity(0, {processors[1 % len(processors)]})
-    allow_many_files()
+def starting_load():
+    """On the second one, where there is one."""
+    return pinned(processors[1 % len(processors)])
+
+
+@contextmanager
+def pinned(processor):
+    # A child inherits this thread's processors; preexec_fn would not be safe beside threads.
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {processor})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def allow_many_files():
+    """As many as the system lets, for this process and those that it starts."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -39,13 +39,14 @@ def run_program(program, *arguments):
     Raises:
         BenchmarkError: It failed; with what it said.
     """
-    with subprocess.Popen(
-        [str(program), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=machine.run_as_load,  # noqa: PLW1509 - there are no threads
-    ) as process:
+    with machine.starting_load():
+        process = subprocess.Popen(
+            [str(program), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process:
         try:
             for line in process.stdout:
                 yield json.loads(line)

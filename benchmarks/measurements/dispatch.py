@@ -25,13 +25,11 @@ def measure(lab):
     runs = []
     for number in range(lab.rounds):
         for kind, arguments in KINDS.items():
-            finished = subprocess.run(
-                [sys.executable, "-m", __name__, *arguments],
-                cwd=machine.ROOT,
-                stdout=subprocess.PIPE,
-                check=True,
-                preexec_fn=machine.run_as_server,
-            )
+            command = [sys.executable, "-m", __name__, *arguments]
+            with machine.starting_servers():
+                finished = subprocess.run(
+                    command, cwd=machine.ROOT, stdout=subprocess.PIPE, check=True
+                )
             runs.append({"submitter": kind, "round": number, **json.loads(finished.stdout)})
             lab.say(f"round {number + 1}: {kind}: p99 {runs[-1]['pickup_p99']:.0f} µs")
     return runs
@@ -87,6 +85,7 @@ def main():
         "answer_p50": percentile(answers, 0.5),
         "token": (perf_counter() - begun) / received * 1e6,
     }
+    engine.shutdown(timeout_seconds=5)
     print(json.dumps(found))
 
 

@@ -9,6 +9,7 @@ from .streams import is_complete, share_of_offered
 
 SERVERS = ("fastapi-orjson", "ours-worker")
 BEGIN = 800
+FEWEST = 20
 GROWTH = 1.25
 BISECTIONS = 2
 MOST = 10_000
@@ -22,12 +23,17 @@ def measure(lab):
     begins = dict.fromkeys(SERVERS, BEGIN)
     for number in range(lab.rounds):
         for name in SERVERS:
-            knee = find_knee(
-                begins[name], lambda streams, name=name: holds(lab, name, streams, limits)
-            )
+            tries = []
+
+            def holds(streams, name=name, tries=tries):
+                # A hiccup of the machine is not the server's: what fails is tried once more.
+                limit = limit_of(lab, streams, limits)
+                return any(try_out(lab, name, streams, limit, tries) for _ in range(2))
+
+            knee = find_knee(begins[name], holds)
             lab.say(f"round {number + 1}: {name} holds {knee} streams")
-            runs.append({"server": name, "round": number, "knee": knee})
-            begins[name] = max(knee, 20)
+            runs.append({"server": name, "round": number, "knee": knee, "tries": tries})
+            begins[name] = max(knee, FEWEST)
     return runs
 
 
@@ -48,21 +54,24 @@ def find_knee(begin, holds):
     return held
 
 
-def holds(lab, name, streams, limits):
-    """Also where it does at the second try: a hiccup of the machine is not the server's."""
+def limit_of(lab, streams, limits):
+    """The lateness that the load sees with the least possible server, measured once."""
     if streams not in limits:
         with lab.serving("limit") as server:
             limits[streams] = lab.load(server, streams)["p99_ms"]
-    for _ in range(2):
-        with lab.serving(name) as server:
-            run = lab.load(server, streams)
-        if (
-            is_complete(run)
-            and share_of_offered(run) >= ENOUGH_TOKENS
-            and run["p99_ms"] - limits[streams] <= MOST_ADDED_MS
-        ):
-            return True
-    return False
+    return limits[streams]
+
+
+def try_out(lab, name, streams, limit, tries):
+    with lab.serving(name) as server:
+        run = lab.load(server, streams)
+    holds = (
+        is_complete(run)
+        and share_of_offered(run) >= ENOUGH_TOKENS
+        and run["p99_ms"] - limit <= MOST_ADDED_MS
+    )
+    tries.append({**run, "limit_p99_ms": limit, "holds": holds})
+    return holds
 
 
 def rows(runs):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .decoding import invalid
+from .decoding import decode_at, invalid
 from .encoding import encode
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ def read_extra_body(body: bytes, own: Collection[str]) -> dict[str, Any]:
     """
     The fields of *body*, a JSON object, that are not in *own*, but for null and what
     changes nothing.
+
+    Raises:
+        InvalidRequestError: A number is out of range; names the field.
     """
     fields = _decoder.decode(body)
-    return meaningful(
-        {name: msgspec.json.decode(fields[name]) for name in fields if name not in own}
-    )
+    return meaningful({name: decode_at(name, fields[name]) for name in fields if name not in own})
 
 
 def meaningful(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from flask import Response
 
 from .call import Admitted
+from .core.messages import InferenceRequest
+from .dialects import Parsed
 from .exceptions import EngineError
 from .framing import SSE
 from .hangup import ClientLeftError
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 
     from .call import Call
     from .core.deadlines import Budgets
-    from .core.messages import InferenceRequest, InferenceResponse
-    from .dialects import Parsed
+    from .core.messages import InferenceResponse
     from .engines.handle import InferenceHandle
     from .framing import Framing
     from .outcome import Outcome
@@ -151,6 +152,7 @@ class Answer:
                 finish,
                 identity=request.identity,
                 scope=self._scope,
+                chat_id=parsed.chat_id,
                 linger_seconds=seconds,
                 keep_seconds=seconds,
             )
@@ -260,6 +262,19 @@ class Answer:
             return Response(status=204, headers=self._headers_for(parsed.request.request_id))
         asides = self._dialect.renderer(parsed, self._framing)
         return self.replay(replay, asides, parsed.request.request_id)
+
+    def of_chat(self, chat_id: str, identity: Any) -> Response | None:
+        """
+        The whole answer that is under way in *identity*'s chat, from its first event on; None
+        where there is none. One that is over belongs to the chat, which the page has.
+        """
+        replay = self._recordings.of_chat(
+            chat_id, identity=identity, scope=self._scope, settings=self._call.settings
+        )
+        if replay is None:
+            return None
+        nobodys = Parsed(InferenceRequest(prompt="", request_id=self._call.request_id))
+        return self.replay(replay, self._dialect.renderer(nobodys, self._framing))
 
     def _respond(
         self,

@@ -80,6 +80,7 @@ class Recording:
         on_close: Called once, when the answer is whole or has failed.
         has_ids: Whether events carry ids, by which EventSource comes back by itself.
         stream_id: 32 hexadecimal digits that nobody can guess; empty for new ones.
+        chat_id: What its page calls the chat, and may ask for its answer by.
 
     Attributes:
         position: Of the last event so far.
@@ -101,9 +102,11 @@ class Recording:
         on_close: Callable[[], None],
         has_ids: bool = True,
         stream_id: str = "",
+        chat_id: str | None = None,
     ) -> None:
         self.stream_id = stream_id or secrets.token_hex(16)
         self.owner = owner
+        self.chat_id = chat_id
         self.position = 0
         self._renderer = renderer
         self._linger_seconds = linger_seconds
@@ -277,6 +280,7 @@ class Recordings:
         has_ids: bool = True,
         begins_at_once: bool = False,
         stream_id: str = "",
+        chat_id: str | None = None,
     ) -> Replay | None:
         """
         Begin to record, for the first reader. See `Recording`.
@@ -310,6 +314,7 @@ class Recordings:
             on_close=on_close,
             has_ids=has_ids,
             stream_id=stream_id,
+            chat_id=chat_id,
         )
         if not recording.is_stored:
             return None
@@ -331,6 +336,20 @@ class Recordings:
             del self._live[id]
             raise
         return replay
+
+    def of_chat(
+        self, chat_id: str, *, identity: Any, scope: str, settings: Settings
+    ) -> Replay | None:
+        """The whole of the newest stream that is under way in a chat, or None. See `record`."""
+        owner = _owner(identity, scope)
+        for recording in reversed(tuple(self._live.values())):
+            if recording.chat_id == chat_id and recording.owner == owner:
+                id = EventId(recording.stream_id, 0)
+                try:
+                    return self.replay(id, identity=identity, scope=scope, settings=settings)
+                except UnknownStreamError:
+                    return None  # It grew too large for the store.
+        return None
 
     def replay(self, id: EventId, *, identity: Any, scope: str = "", settings: Settings) -> Replay:
         """

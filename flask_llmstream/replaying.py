@@ -182,12 +182,13 @@ class Replay:
         return events
 
     def leave(self, reason: LLMStreamError) -> None:
-        """Stop reading. Who has no event yet has no id to come back with."""
+        """Stop reading. Who has no event yet has no id to come back with, but by its chat's."""
         self.channel.close(reason)
         recording = self._recording
         if recording is not None:
             recording.detach(self.channel)
-            if not self._position or not isinstance(reason, (ClientLeftError, SlowReaderError)):
+            may_return = self._position or recording.chat_id is not None
+            if not (may_return and isinstance(reason, (ClientLeftError, SlowReaderError))):
                 recording.leave_alone(reason)
 
 

@@ -172,6 +172,90 @@ def test_there_is_nothing_to_resume(chat):
     assert backend.requests == []
 
 
+def test_a_page_that_is_loaded_again_has_the_whole_answer_under_way(gate):
+    llm, backend = scripted("Hel", gate, "lo")
+    client = client_of(llm, resume_seconds=30)
+    page = ask(client)
+    next(page.iter_encoded())
+    page.close()
+
+    again = client.get(f"{CHAT}/chat-1/stream")
+
+    assert again.status_code == 200
+    assert again.headers[HEADER] == "v1"
+    gate.open()
+    parts = data_of(
+        "".join(line for line in again.text.splitlines(keepends=True) if line[:3] != "id:")
+    )
+    assert "".join(part["delta"] for part in parts[:-1] if part["type"] == "text-delta") == "Hello"
+    assert (parts[0]["type"], parts[-2]["type"], parts[-1]) == ("start", "finish", "[DONE]")
+    assert len(backend.requests) == 1
+    wait_until(lambda: client.get(f"{CHAT}/chat-1/stream").status_code == 204)
+
+
+def test_a_page_may_be_loaded_again_before_the_first_token(gate):
+    llm, backend = scripted(gate, "Hello")
+    client = client_of(llm, resume_seconds=30, heartbeat_seconds=0.02)
+    page = ask(client)
+    next(page.iter_encoded())
+    page.close()
+
+    again = client.get(f"{CHAT}/chat-1/stream")
+    gate.open()
+
+    assert '"delta":"Hello"' in again.text
+    assert len(backend.requests) == 1
+
+
+def test_who_only_looks_whether_there_is_an_answer_leaves_it_alone(gate):
+    llm, backend = scripted("Hel", gate)
+    client = client_of(llm, resume_seconds=30)
+    page = ask(client)
+    next(page.iter_encoded())
+    page.close()
+
+    assert client.head(f"{CHAT}/chat-1/stream").data == b""
+    assert not backend.requests[0].cancelled
+
+
+def test_the_newest_answer_of_a_chat_is_resumed():
+    llm = LLMStream()
+    first_gate, second_gate = Gate(), Gate()
+    for name, each in (("first", first_gate), ("second", second_gate)):
+        llm.add_backend(name, ScriptedBackend(name, each))
+    client = client_of(llm, resume_seconds=30)
+    pages = [ask(client, model=name) for name in ("first", "second")]
+
+    again = client.get(f"{CHAT}/chat-1/stream")
+
+    for each in (first_gate, second_gate):
+        each.open()
+    assert '"second"' in again.text
+    for page in pages:
+        page.close()
+
+
+def test_a_chat_is_resumed_by_its_own_reader_and_blueprint_alone(gate):
+    llm, _ = scripted("Hel", gate)
+    app = make_app(llm, resume_seconds=30, api_keys={"alice": "secret", "bob": "other"})
+    app.register_blueprint(llm.ai_sdk_blueprint())
+    other = llm.ai_sdk_blueprint(name="other")
+    app.register_blueprint(other, url_prefix="/other")
+    client = app.test_client()
+    alice, bob = ({"Authorization": f"Bearer {key}"} for key in ("secret", "other"))
+    page = ask(client, headers=alice)
+
+    def resume(url, headers):
+        with client.get(f"{url}/chat-1/stream", headers=headers) as response:
+            return response.status_code
+
+    assert resume(CHAT, bob) == 204
+    assert resume("/other", alice) == 204
+    assert client.get(f"{CHAT}/chat-2/stream", headers=alice).status_code == 204
+    assert resume(CHAT, alice) == 200
+    page.close()
+
+
 def test_who_may_not_ask_may_not_resume():
     llm, _ = scripted("Hi")
     response = client_of(llm, api_keys="secret").get(f"{CHAT}/chat-1/stream")

@@ -51,15 +51,25 @@ def ai_sdk_blueprint(
         return response
 
     @routes.blueprint.get("/<path:chat_id>/stream")
-    @describe(answers={204: "There is nothing to resume."})
-    def resume(chat_id: str) -> Response:  # noqa: ARG001
+    @describe(
+        framings=(SSE,),
+        answers={200: "The answer.", 204: "There is nothing to resume."},
+    )
+    def resume(chat_id: str) -> Response:
         """
-        What a page with ``resume: true`` asks when it is loaded.
+        What a page with ``resume: true`` asks when it is loaded: the answer under way.
 
-        No chat's answer can be picked up here: 204 says so, and to anything else the page
-        shows an error.
+        Without one 204 says so; to anything else the page shows an error. An answer that is
+        over is no answer under way: the page would append it to the message that it has.
         """
         call = routes.begin()
-        return Response(status=204, headers={"X-Request-ID": call.request_id})
+        answer = llm.answering(call, chat, SSE)
+        if call.method == "HEAD":
+            return answer.head()
+        response = answer.of_chat(chat_id, llm.identify(call))
+        if response is None:
+            return Response(status=204, headers={"X-Request-ID": call.request_id})
+        response.headers[STREAM_HEADER] = "v1"
+        return response
 
     return routes.blueprint

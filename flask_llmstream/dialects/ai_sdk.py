@@ -69,9 +69,20 @@ _settings_decoder = msgspec.json.Decoder(_CallSettings)
 
 @dataclass(frozen=True, slots=True)
 class ParsedUIChat(Parsed):
-    """A chat body; the answer goes on with the message `continues`, where it names one."""
+    """
+    A chat body.
+
+    Args:
+        continues: The page's message that the answer goes on with, where there is one.
+        id: The chat's.
+    """
 
     continues: str | None = None
+    id: str | None = None
+
+    @property
+    def chat_id(self) -> str | None:
+        return self.id
 
 
 class AISDKDialect:
@@ -107,7 +118,7 @@ class AISDKDialect:
         if chat.id is not None:
             request.metadata = {"chat_id": chat.id, **request.metadata}
         continues = _continued(chat.messages or (), chat.message_id)
-        return ParsedUIChat(request, chat.stream, continues=continues)
+        return ParsedUIChat(request, chat.stream, continues=continues, id=chat.id)
 
     def renderer(self, parsed: Parsed, framing: Framing) -> EventRenderer:
         """Message parts as SSE or NDJSON, or the bare text."""

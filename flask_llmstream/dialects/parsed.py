@@ -37,3 +37,8 @@ class Parsed:
     def answer_id(self) -> str | None:
         """The answer's id, where it is not made of the request's; see `answer_ids`."""
         return None
+
+    @property
+    def chat_id(self) -> str | None:
+        """What the page calls the chat, where it may ask for its answer by that."""
+        return None

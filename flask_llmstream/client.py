@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import msgspec
-
 from . import exceptions
 from .core.runtime import log
+from .dialects.encoding import decode
 from .exceptions import (
     IncompleteStreamError,
     LLMStreamError,
@@ -307,19 +305,10 @@ def _is_done(event: ServerSentEvent) -> bool:
 def _json_object(data: str) -> dict[str, Any]:
     """*data* as a JSON object; empty where it is none: payloads need not be JSON."""
     try:
-        value = _decode_json(data)
+        value = decode(data)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _decode_json(data: str) -> Any:
-    try:
-        return msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        # Python's own also takes NaN, which some servers write, and half a surrogate pair,
-        # which a message that is cut may end in.
-        return json.loads(data)
 
 
 def _in_band_error(event: ServerSentEvent) -> LLMStreamError | None:

@@ -89,7 +89,6 @@ WIRES = (
     *_both(NativeDialect(), {"prompt": "Hi"}),
     *_both(OpenAIChatDialect(), {"messages": HI}),
     *_both(OpenAICompletionsDialect(), {"prompt": "Hi"}),
-    *_both(OpenAICompletionsDialect(), {"prompt": "Hi"}),
     *_both(
         OpenAIResponsesDialect(),
         {"input": "Hi", "model": "m"},

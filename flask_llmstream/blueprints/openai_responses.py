@@ -12,14 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import msgspec
 from flask import request as http_request
 
 from ..budgets import background_budgets_of
 from ..dialects import OpenAIResponsesDialect
 from ..dialects.answer_ids import RESPONSE
 from ..dialects.decoding import invalid
-from ..dialects.encoding import encode
+from ..dialects.encoding import decode, encode
 from ..dialects.openai_responses import ReaderAsides
 from ..exceptions import RequestCancelledError, UnknownStreamError
 from ..framing import JSON, SSE, negotiate
@@ -134,16 +133,16 @@ class _Answered:
     @property
     def items(self) -> list[ResponseItem]:
         """The whole conversation, its output included."""
-        return [item for turn in self.turns for item in msgspec.json.decode(turn.items)]
+        return [item for turn in self.turns for item in decode(turn.items)]
 
     @property
     def input_items(self) -> list[ResponseItem]:
         items = self.items
-        return items[: len(items) - len(msgspec.json.decode(self.document)["output"])]
+        return items[: len(items) - len(decode(self.document)["output"])]
 
     @property
     def is_background(self) -> bool:
-        return bool(msgspec.json.decode(self.document)["background"])
+        return bool(decode(self.document)["background"])
 
     def cancel(self) -> None:
         """Nothing: it is over. Whoever cancels twice is told the same twice."""
@@ -232,7 +231,7 @@ class _Question:
         found = self._responses.get(RESPONSE + match[1], self.owner) if match else None
         if not isinstance(found, _Answered):
             return None
-        items: list[ResponseItem] = msgspec.json.decode(found.turns[-1].items)
+        items: list[ResponseItem] = decode(found.turns[-1].items)
         return next((item for item in items if item["id"] == item_id), None)
 
     def note(self, parsed: ParsedResponses, response: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from ..framing.ndjson import escape_line_separators
 
-__all__ = ["encode"]
+__all__ = ["decode", "encode"]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -31,3 +31,20 @@ def encode(value: Any) -> bytes:
         # texts, not out of alternative tokens and messages of errors.
         return json.dumps(value, separators=(",", ":")).encode()
     return escape_line_separators(payload)
+
+
+def decode(payload: str | bytes) -> Any:
+    """
+    The value of *payload*: what `encode` wrote, here or elsewhere.
+
+    Python's own decoder, where msgspec refuses, also takes half a surrogate pair, and NaN,
+    which some servers write.
+
+    Raises:
+        ValueError: It is no JSON.
+        RecursionError: It is nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(payload)
+    except msgspec.DecodeError:
+        return json.loads(payload)

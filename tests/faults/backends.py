@@ -6,6 +6,7 @@ import _thread
 import ctypes
 import json
 import sys
+from collections import deque
 from functools import partial
 from time import monotonic
 
@@ -374,6 +375,16 @@ class CallsBack:
         return cancel
 
 
+QUEUES = {"long-queue": 1000, "short-queue": 50}
+
+
+def work(request):
+    """``["work", seconds]``"""
+    [[_, seconds]] = json.loads(request.prompt)["steps"]
+    runtime.sleep(seconds)
+    yield "done"
+
+
 class Loads:
     """A model that is loaded, or not."""
 
@@ -406,6 +417,49 @@ def add_to(llm, recorder):
     llm.backend("wayward", worker_threads=WORKERS, stuck_seconds=STUCK_SECONDS)(generate)
     llm.backend("wayward-greenlet", worker="greenlet", worker_threads=WORKERS)(generate)
     llm.add_backend("callback", CallsBack(recorder))
+    llm.add_backend("steps", Steps())
+    for model, queue_size in QUEUES.items():
+        llm.backend(model, worker_threads=2, queue_size=queue_size, backpressure="reject")(work)
+
+
+STEP_SECONDS = 0.05
+
+
+class Steps:
+    """
+    Serves every sequence from one native thread, as continuously batching engines do.
+
+    The script is ``["steps", tokens, every]``: so many tokens, one in so many steps.
+    """
+
+    max_concurrency = 10_000
+
+    def __init__(self):
+        self._sequences = deque()
+        self._is_started = False
+
+    def submit(self, request, emit):
+        [[_, tokens, every]] = json.loads(request.prompt)["steps"]
+        self._sequences.append((emit, iter(range(tokens * every)), every))
+        if not self._is_started:
+            self._is_started = True
+            runtime.start_thread(self._run)
+        return lambda: None
+
+    def _run(self):
+        while True:
+            due_at = monotonic() + STEP_SECONDS
+            for _ in range(len(self._sequences)):
+                self._step(self._sequences.popleft())
+            runtime.sleep(max(0.0, due_at - monotonic()))
+
+    def _step(self, sequence):
+        emit, numbers, every = sequence
+        number = next(numbers, None)
+        if number is None:
+            emit(Finish("stop"))
+        elif number % every or emit(f"{number // every} "):
+            self._sequences.append(sequence)
 
 
 def _recorded(player, items):

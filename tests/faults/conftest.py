@@ -17,7 +17,7 @@ from server.process import Server
 from server.wire import Client
 
 from . import report
-from .backends import WORKERS
+from .backends import QUEUES, WORKERS
 from .baseline import wait_until_idle
 
 HERE = Path(__file__).parent
@@ -67,7 +67,7 @@ def warm_up(server):
     with ExitStack() as stack:
         clients = [stack.enter_context(Client(server.address)) for _ in range(THREADS)]
         ids = [ask(client, ["emit", "a"], ["gate"]) for client in clients]
-        server.control.wait_for_stats("thread", running=64)
+        server.control.wait_for_stats("thread", running=64, waiting=THREADS - 64)
         for id in ids:
             server.control.open_gate(id)
         for client in clients:
@@ -79,8 +79,18 @@ def warm_up(server):
                 server.control.open_gate(id)
             for client in clients[:WORKERS]:
                 client.answer().read_all()
-        for model, more in (("single", {}), ("full", {}), ("batching", {"prompt": "any"})):
-            ask(clients[0], ["emit", "a"], model=model, **more)
+        for model in QUEUES:
+            for client in clients[:WORKERS]:
+                ask(client, ["work", 0.1], model=model)
+            for client in clients[:WORKERS]:
+                client.answer().read_all()
+        for model, step, more in (
+            ("single", ["emit", "a"], {}),
+            ("full", ["emit", "a"], {}),
+            ("batching", [], {"prompt": "any"}),
+            ("steps", ["steps", 1, 1], {}),
+        ):
+            ask(clients[0], step, model=model, **more)
             clients[0].answer().read_all()
         id = ask(clients[0], ["calls late"], model="callback")
         clients[0].answer().read_until(b'"a"')

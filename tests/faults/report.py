@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -94,15 +95,21 @@ def table():
 
 def what_was_seen(answer):
     """An answer that was read, in a few words."""
-    status = str(answer.status)
-    if answer.headers.get("content-type", "").startswith("application/json"):
-        document = answer.json()
+    return seen_of(answer.status, answer.headers, answer.body, answer.ending)
+
+
+def seen_of(status, headers, body, ending):
+    """The same, of its parts."""
+    if headers.get("content-type", "").startswith("application/json"):
+        document = json.loads(body)
         said = document["error"]["code"] if "error" in document else "the answer"
-        after = answer.headers.get("retry-after")
+        after = headers.get("retry-after")
         return f"{status} {said}" + (f", Retry-After {after}" if after else "")
-    tokens = sum(bool(event.get("token")) for event in answer.objects())
-    seen = [status, f"{tokens} token{'s' * (tokens != 1)}"]
-    seen += [f"error {event['error']['code']}" for event in answer.objects() if "error" in event]
-    seen += ["[DONE]"] * ("[DONE]" in answer.events())
+    events = [line[6:] for line in body.decode().split("\n") if line.startswith("data: ")]
+    objects = [json.loads(event) for event in events if event != "[DONE]"]
+    tokens = sum(bool(event.get("token")) for event in objects)
+    seen = [str(status), f"{tokens} token{'s' * (tokens != 1)}"]
+    seen += [f"error {event['error']['code']}" for event in objects if "error" in event]
+    seen += ["[DONE]"] * ("[DONE]" in events)
     endings = {"complete": "clean end", "eof": "cut (EOF)", "reset": "cut (RST)", None: "left"}
-    return ", ".join([*seen, endings[answer.ending]])
+    return ", ".join([*seen, endings[ending]])

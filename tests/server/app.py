@@ -153,7 +153,9 @@ def _asked():
 
 def _inference_request(asked):
     prompt = asked.get("prompt") or json.dumps(asked["script"])
-    return InferenceRequest(prompt=prompt, model=asked.get("model", "thread"))
+    return InferenceRequest(
+        prompt=prompt, model=asked.get("model", "thread"), priority=asked.get("priority", 0)
+    )
 
 
 def _add_routes(app, llm, recorder):

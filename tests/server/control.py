@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections import deque
 from pathlib import Path
 from time import monotonic
 
@@ -18,11 +19,13 @@ from flask_llmstream.core import runtime
 from flask_llmstream.testing import Signal
 
 WAIT_SECONDS = 10.0
+REMEMBERED = 1000
+"""Requests whose events are kept, and events of one: a worker's memory is looked at, too."""
 
 
 class Recorder:
     """
-    The worker's side: what happened, and gates that hold backends.
+    The worker's side: what happened lately, and gates that hold backends.
 
     Attributes:
         progress: How many tokens of its flood a request has yielded, by id.
@@ -34,26 +37,36 @@ class Recorder:
         self.progress = {}
         self._events = {}
         self._signals = {}
+        self._ids = deque()
 
-    def _signal(self, *key):
-        return self._signals.setdefault(key, Signal())
+    def _signal(self, id, *key):
+        if id not in self._signals:
+            self._ids.append(id)
+            if len(self._ids) > REMEMBERED:
+                self._forget(self._ids.popleft())
+        return self._signals.setdefault(id, {}).setdefault(key, Signal())
+
+    def _forget(self, id):
+        for kept in (self.progress, self._events, self._signals):
+            kept.pop(id, None)
 
     def record(self, id, name, **details):
         """*name* happened to request *id*, now."""
-        self._events.setdefault(id, []).append({"name": name, "at": monotonic(), **details})
-        self._signal("event", id, name).set()
+        events = self._events.setdefault(id, deque(maxlen=REMEMBERED))
+        events.append({"name": name, "at": monotonic(), **details})
+        self._signal(id, "event", name).set()
 
     def events(self, id):
         return list(self._events.get(id, ()))
 
     def wait(self, id, name):
-        self._signal("event", id, name).wait(WAIT_SECONDS)
+        self._signal(id, "event", name).wait(WAIT_SECONDS)
 
     def open_gate(self, id, number):
-        self._signal("gate", id, number).set()
+        self._signal(id, "gate", number).set()
 
     def pass_gate(self, id, number):
-        self._signal("gate", id, number).wait(30.0)
+        self._signal(id, "gate", number).wait(30.0)
 
 
 class Listener:

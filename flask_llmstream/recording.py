@@ -374,7 +374,8 @@ class Recordings:
             replay.leave(ClientLeftError())
         elif recording is None:
             records = read_store(self._store, id.stream_id, -1) or []
-            if records[:1] == [owner] and id.position < len(records):
+            events = len(records) - 1 - (records[-1:] == [END])
+            if records[:1] == [owner] and id.position <= events:
                 replay = open_replay(recording=None)
                 replay.begin_with(records[id.position + 1 :])
                 return replay

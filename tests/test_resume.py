@@ -222,7 +222,7 @@ def test_a_stream_under_way_is_its_own_readers_alone(gate):
     response.close()
 
 
-@pytest.mark.parametrize("position", ["6", "999999999999999"])
+@pytest.mark.parametrize("position", ["5", "6", "999999999999999"])
 def test_a_place_that_the_stream_never_had_is_unknown(position):
     service = Service("a")
     stream = events_of(service.ask().text)[0][0].split(".")[0]

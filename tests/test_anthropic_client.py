@@ -1,6 +1,6 @@
 """Anthropic's own client against a real server: what its users see."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import anthropic
 import httpx
@@ -119,11 +119,11 @@ def gate():
 
 @pytest.fixture
 def finished():
-    """The outcomes of this test's requests."""
-    outcomes = []
+    """The outcomes of this test's requests, by model."""
+    outcomes = defaultdict(list)
 
     def receive(sender, outcome):
-        outcomes.append(outcome)
+        outcomes[outcome.request.model].append(outcome)
 
     with request_finished.connected_to(receive):
         yield outcomes
@@ -439,8 +439,8 @@ def test_closing_a_stream_cancels_its_request(client, service, gate, finished):
     wait_until(lambda: service.last("long").cancelled)
     gate.open()
     service.backends["long"].closed.wait()
-    wait_until(lambda: finished)
-    assert isinstance(finished[0].error, RequestCancelledError)
+    wait_until(lambda: finished["long"])
+    assert isinstance(finished["long"][0].error, RequestCancelledError)
 
 
 def test_an_answer_is_ended_by_its_message_s_id(client, url, service, gate):
@@ -456,8 +456,8 @@ def test_an_answer_is_ended_by_its_message_s_id(client, url, service, gate):
 
 def test_a_finished_stream_is_no_cancel(client, finished):
     helped(client)
-    wait_until(lambda: finished)
-    assert finished[0].error is None
+    wait_until(lambda: finished["hello"])
+    assert finished["hello"][0].error is None
 
 
 # Other ways to ask the same route.

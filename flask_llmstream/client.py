@@ -66,6 +66,20 @@ class StreamReader:
     loop without an exception has the whole answer. After the marker nothing more is
     read. After an error every further step raises it again.
 
+    A stream whose events have ids can be read on where it broke::
+
+        def answer(last_event_id=""):
+            headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+            with httpx.stream("POST", url, json=body, headers=headers) as response:
+                response.raise_for_status()
+                yield from response.iter_bytes()
+
+        with StreamReader(answer(), reconnect=answer) as reader:
+            for event in reader: ...
+
+    Each event still comes once. What does not go on where it broke is an
+    `IncompleteStreamError`.
+
     Args:
         chunks: The body, in any pieces: ``response.iter_bytes()`` of httpx,
             ``iter_content(None)`` of requests, ``stream()`` of urllib3, a list. Whatever

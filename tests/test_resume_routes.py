@@ -182,9 +182,10 @@ def test_several_prompts_that_are_recorded_end_by_one_id(gate):
     frames = first.iter_encoded()
     id = json.loads(events_of(next(frames))[0].data)["id"]
 
+    wait_until(lambda: len(backend.requests) == 2)
+
     assert client.delete(f"/v1/streams/{id}").status_code == 200
 
-    wait_until(lambda: len(backend.requests) == 2)
     assert all(request.cancelled for request in backend.requests)
     assert b'"cancelled"' in b"".join(frames)
 

@@ -57,7 +57,7 @@ def read_all(reader):
 
 @every_wire
 @pytest.mark.parametrize(
-    ("items", "size"), [(("Hi é",), 3), (ITEMS, 60), (ITEMS, 1 << 20)], ids=["3", "60", "all"]
+    ("items", "size"), [(("Hi é",), 3), (ITEMS, 1 << 20)], ids=["short", "long"]
 )
 def test_a_stream_that_is_cut_at_any_byte_is_incomplete(wire, items, size):
     stream = wire.render(*items)

@@ -333,8 +333,9 @@ class AsyncInferenceEngine:
         with self._lock:
             runs = tuple(self._live.get(request_id, ()))
         own = [run for run in runs if identity is ANYONE or run.request.identity == identity]
-        # Who was told so has ended it: another may have been quicker, or the answer itself.
-        return any([run.end(cancelled_by_id()) for run in own])
+        # Another may have been quicker, or the answer's own end.
+        ended = [run.end(cancelled_by_id()) for run in own]
+        return any(ended)
 
     def reprioritize(self, request_id: str, priority: int) -> bool:
         """Move a waiting request; False where none with this id waits."""

@@ -19,6 +19,7 @@ from server.wire import Client
 from . import report
 from .backends import QUEUES, WORKERS
 from .baseline import wait_until_idle
+from .crowd import crowd, question
 
 HERE = Path(__file__).parent
 APP = "faults.app:create_app()"
@@ -48,7 +49,8 @@ def size(short, full):
 
 def serve(kind, *arguments, **options):
     """A server as it starts."""
-    return Server(kind, *ARGUMENTS[kind], *arguments, app=APP, environment=MALLOC, **options)
+    options = {"app": APP, "environment": MALLOC, **options}
+    return Server(kind, *ARGUMENTS.get(kind, ()), *arguments, **options)
 
 
 def start_server(kind, *arguments, **options):
@@ -99,6 +101,13 @@ def warm_up(server):
     wait_until_idle(server.control)
 
 
+def fill(server):
+    """Take the memory that streams take, which the allocators keep a part of for the next."""
+    count = size(100, 500)
+    crowd(server.address, [question("steps", "steps", 20, 1)] * count, at_once=count)
+    wait_until_idle(server.control)
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave one kind of server for each fault, the next one for the next."""
     if IS_FULL:
@@ -143,6 +152,8 @@ def servers():
     def get(kind):
         if kind not in running:
             running[kind] = start_server(kind)
+            if kind != "gthread":
+                fill(running[kind])
         return running[kind]
 
     yield get

@@ -7,6 +7,7 @@ import selectors
 import socket
 from contextlib import ExitStack
 from itertools import count, islice, pairwise
+from math import inf
 from time import monotonic
 
 from flask_llmstream.framing import ChunkedDecoder
@@ -88,7 +89,7 @@ class Visitor:
         return seen_of(self.status, self.headers, self.body, self.ending)
 
 
-def crowd(address, questions, *, at_once, seconds=60.0, meanwhile=lambda: None):
+def crowd(address, questions, *, at_once, per_second=inf, seconds=60.0, meanwhile=lambda: None):
     """
     Ask all *questions*, so many *at_once*, and wait for the end of every answer.
 
@@ -96,11 +97,13 @@ def crowd(address, questions, *, at_once, seconds=60.0, meanwhile=lambda: None):
         address: The server's.
         questions: As `question` makes them.
         at_once: How many connections are open, at most.
+        per_second: How many are opened in a second, at most.
         seconds: How long it may take.
         meanwhile: Called between any two looks, about every 10 ms.
     """
     questions = iter(questions)
-    visitors, until = [], monotonic() + seconds
+    visitors, begun_at = [], monotonic()
+    until = begun_at + seconds
     with selectors.DefaultSelector() as selector, ExitStack() as stack:
         waiting = {}
 
@@ -122,7 +125,8 @@ def crowd(address, questions, *, at_once, seconds=60.0, meanwhile=lambda: None):
             waiting.pop(sock).end(ending)
 
         while True:
-            for asked in islice(questions, at_once - len(waiting)):
+            due = (monotonic() - begun_at) * per_second + 1 - len(visitors)
+            for asked in islice(questions, int(max(0, min(at_once - len(waiting), due)))):
                 begin(asked)
             if not waiting:
                 return visitors

@@ -38,13 +38,6 @@ def ask(client, url=CHAT, *, headers=None, **fields):
     return client.post(url, json=body(**fields), headers=headers)
 
 
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
 # Answers.
 
 

@@ -10,17 +10,10 @@ from flask_llmstream import (
     LLMStream,
     RequestCancelledError,
 )
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 ALICE = {"Authorization": "Bearer secret"}
 BOB = {"Authorization": "Bearer other"}
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture

@@ -14,13 +14,6 @@ PATH = "/v1/chat/completions"
 ROUNDS = 40
 
 
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
 def serve(llm, **settings):
     app = make_app(llm, **settings)
     app.register_blueprint(llm.openai_blueprint())

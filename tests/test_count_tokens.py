@@ -37,13 +37,6 @@ class CountingModel(ScriptedBackend):
         return sum(len(message.text.split()) for message in request.messages)
 
 
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
 def serve(backend, *, model="m", **settings):
     llm = LLMStream()
     llm.add_backend(model, backend)

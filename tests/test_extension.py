@@ -30,16 +30,9 @@ from flask_llmstream import (
     request_finished,
 )
 from flask_llmstream.backends.function import FunctionBackend
-from flask_llmstream.testing import Gate, ScriptedBackend, Signal
+from flask_llmstream.testing import ScriptedBackend, Signal
 
 HI = InferenceRequest(prompt="Hi")
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 def streaming(llm, *, on_finish=None, make_request=lambda: InferenceRequest(prompt="Hi"), **config):

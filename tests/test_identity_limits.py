@@ -15,18 +15,11 @@ from flask_llmstream import (
     TooManyRequestsError,
     UpstreamError,
 )
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 KEYS = {"alice": "secret", "bob": "other"}
 ALICE = {"Authorization": "Bearer secret"}
 BOB = {"Authorization": "Bearer other"}
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 class Asking:

@@ -19,16 +19,9 @@ from flask_llmstream import (
     Usage,
 )
 from flask_llmstream.journal import is_kept, note
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 HI = InferenceRequest(prompt="a secret question", request_id="r1")
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture

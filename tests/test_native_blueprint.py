@@ -19,7 +19,7 @@ from flask_llmstream import (
     UpstreamError,
     Usage,
 )
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 KEY = {"Authorization": "Bearer secret"}
 SSE, NDJSON, TEXT, JSON = (
@@ -59,13 +59,6 @@ def event_source(body):
             assert field == ""  # A comment: there is nothing else in these streams.
     assert not data  # An event without its blank line is discarded.
     return dispatched
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 # Framings.

@@ -12,7 +12,7 @@ from flask_llmstream import (
     RequestDroppedError,
     Usage,
 )
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 KEY = {"Authorization": "Bearer secret"}
 
@@ -29,13 +29,6 @@ def ask(client, url="/api/chat", *, headers=None, **fields):
 
 def lines_of(response):
     return [json.loads(line) for line in response.text.splitlines()]
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 # Framings.

@@ -26,7 +26,7 @@ from flask_llmstream import (
     Usage,
     request_finished,
 )
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 HI = [{"role": "user", "content": "Hi"}]
 KEY = {"Authorization": "Bearer secret"}
@@ -111,13 +111,6 @@ def url(service):
 def client(url):
     with ollama.Client(url, headers=KEY, timeout=20, trust_env=False) as client:
         yield client
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from flask_llmstream import (
     UpstreamError,
     Usage,
 )
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 CHAT = "/v1/chat/completions"
 KEY = {"Authorization": "Bearer secret"}
@@ -39,13 +39,6 @@ def ask(client, url=CHAT, *, headers=None, **fields):
 
 def error_of(response):
     return response.get_json()["error"]
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 # Answers.

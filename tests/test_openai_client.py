@@ -23,7 +23,7 @@ from flask_llmstream import (
     Usage,
     request_finished,
 )
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 HI = [{"role": "user", "content": "Hi"}]
 WEATHER = {
@@ -108,13 +108,6 @@ def url(service):
 def client(url):
     with OpenAI(base_url=url, api_key="secret", max_retries=0, timeout=20) as client:
         yield client
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture

@@ -9,18 +9,11 @@ from flask_apps import make_app, scripted
 from flask_llmstream import LLMStream, PermissionDeniedError, Reasoning
 from flask_llmstream.core import runtime
 from flask_llmstream.stores import MemoryStore
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 ALICE = {"Authorization": "Bearer secret"}
 KEYS = {"alice": "secret"}
 PATH = "/v1/responses"
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 def client_of(llm, **settings):

@@ -22,7 +22,7 @@ from flask_llmstream import (
     UpstreamError,
     Usage,
 )
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 KEYS = {"alice": "secret", "bob": "other"}
 WEATHER = {
@@ -93,13 +93,6 @@ def client(url):
 def bob(url):
     with OpenAI(base_url=url, api_key="other", max_retries=0, timeout=20) as client:
         yield client
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 def ask(client, model="hello", input="Hi", **fields):

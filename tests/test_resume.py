@@ -12,19 +12,12 @@ from openai import OpenAI
 
 from flask_llmstream import InferenceRequest, LLMStream, UpstreamError
 from flask_llmstream.stores import MemoryStore
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 ALICE = {"Authorization": "Bearer secret"}
 BOB = {"Authorization": "Bearer other"}
 KEYS = {"alice": "secret", "bob": "other"}
 PATH = "/v1/chat/completions"
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 class Service:

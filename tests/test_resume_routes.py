@@ -13,7 +13,7 @@ from flask_llmstream import (
     UpstreamError,
 )
 from flask_llmstream.framing import SSEDecoder
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 PATHS = {
@@ -24,13 +24,6 @@ PATHS = {
     "/api/ai": {"messages": [{"role": "user", "parts": [{"type": "text", "text": "Hi"}]}]},
     "/stream": {"prompt": "Hi", "stream": True},
 }
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 def serve(llm, **settings):

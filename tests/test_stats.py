@@ -21,7 +21,7 @@ from flask_llmstream import (
     request_finished,
 )
 from flask_llmstream.engines.ledger import new_figures
-from flask_llmstream.testing import Gate, ScriptedBackend
+from flask_llmstream.testing import ScriptedBackend
 
 HI = InferenceRequest(prompt="Hi")
 
@@ -103,13 +103,6 @@ class Served:
     def engine(self):
         with self.app.app_context():
             return self.llm.engine_of("m")
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 def served(*script, **settings):

@@ -29,13 +29,6 @@ HI = InferenceRequest(prompt="Hi")
 
 
 @pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
-@pytest.fixture
 def finished():
     """Outcomes of the requests of this test, and a signal for the first."""
     outcomes = []

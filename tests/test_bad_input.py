@@ -149,16 +149,19 @@ def test_a_wrong_type_at_any_place_is_refused_or_ignored(client, path):
     assert {200, 400} <= statuses
 
 
-JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(
-            st.one_of(st.text(), st.sampled_from(["type", "role", "text"])), inner, max_size=3
+def json_values(**floats):
+    return st.recursive(
+        st.one_of(
+            st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, **floats), st.text()
         ),
-    ),
-    max_leaves=8,
-)
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.dictionaries(
+                st.one_of(st.text(), st.sampled_from(["type", "role", "text"])), inner, max_size=3
+            ),
+        ),
+        max_leaves=8,
+    )
 
 
 @every_route
@@ -167,7 +170,9 @@ JSON = st.recursive(
 def test_several_strange_values_at_once_are_refused_or_ignored(client, path, data):
     body = RICH_BODIES[path]
     for _ in range(data.draw(st.integers(1, 3))):
-        body = spoilt(body, data.draw(st.sampled_from(list(places(body)))), data.draw(JSON))
+        body = spoilt(
+            body, data.draw(st.sampled_from(list(places(body)))), data.draw(json_values())
+        )
     # Infinity is no JSON.
     ask(client, path, json.dumps(body))
 
@@ -252,7 +257,7 @@ def depth_of(value):
 
 
 @given(
-    JSON,
+    json_values(allow_infinity=False),
     st.integers(MAX_DEPTH - 8, MAX_DEPTH + 2),
     st.sampled_from(["", '"', "\\", '\\"', "[[[", "]]]", '{"', '\\\\"[', "\u2028[", "{" * 300]),
 )

@@ -8,7 +8,7 @@ import threading
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["engine_fixture", "gate_fixture", "model_fixture"]
+pytest_plugins = ["engine_fixture", "gate_fixture", "model_fixture", "scripted_service"]
 
 IS_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 

@@ -1,7 +1,5 @@
 """Anthropic's own client against a real server: what its users see."""
 
-from collections import Counter, defaultdict
-
 import anthropic
 import httpx
 import pytest
@@ -9,20 +7,16 @@ from anthropic import Anthropic
 from concurrency import wait_until
 from flask_apps import make_app, serving
 from pydantic import BaseModel
+from scripted_service import GuardedService
 
 from flask_llmstream import (
     Finish,
-    LLMStream,
-    PermissionDeniedError,
-    QueueFullError,
     Reasoning,
     RequestCancelledError,
     ToolCallDelta,
     UpstreamError,
     Usage,
-    request_finished,
 )
-from flask_llmstream.testing import ScriptedBackend
 
 HI = [{"role": "user", "content": "Hi"}]
 WEATHER = {
@@ -31,15 +25,9 @@ WEATHER = {
 }
 
 
-class Service:
-    """A server with a model for each thing that may happen, and what it has seen."""
-
+class Service(GuardedService):
     def __init__(self):
-        self.llm = LLMStream()
-        self.backends = {}
-        self.attempts = Counter()
-        self.llm.before_submit(self.count)
-        self.llm.permission_check(self.check)
+        super().__init__()
         self.add("hello", "Hel", "lo", Usage(3, 2, cached_tokens=1, reasoning_tokens=1))
         self.add("unicode", b"\xf0\x9f", b"\x98\x80", "\u2028", "\r\n")
         self.add("down", UpstreamError("The model server is down."))
@@ -66,25 +54,6 @@ class Service:
             Finish("tool_calls"),
         )
 
-    def add(self, model, *script, **options):
-        self.backends[model] = ScriptedBackend(*script, **options)
-        self.llm.add_backend(model, self.backends[model])
-
-    def count(self, request):
-        self.attempts[request.model] += 1
-        return request
-
-    def check(self, identity, request):
-        if request.model == "forbidden":
-            raise PermissionDeniedError("Not for you.")
-        if request.model == "busy" or (
-            request.model == "recovers" and self.attempts["recovers"] == 1
-        ):
-            raise QueueFullError("The queue is full.", retry_after=0.1)
-
-    def last(self, model):
-        return self.backends[model].requests[-1]
-
 
 @pytest.fixture(scope="module")
 def service():
@@ -108,18 +77,6 @@ def connect(url, **options):
 def client(url):
     with connect(url, timeout=20) as client:
         yield client
-
-
-@pytest.fixture
-def finished():
-    """The outcomes of this test's requests, by model."""
-    outcomes = defaultdict(list)
-
-    def receive(sender, outcome):
-        outcomes[outcome.request.model].append(outcome)
-
-    with request_finished.connected_to(receive):
-        yield outcomes
 
 
 def ask(client, model="hello", **fields):

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter, defaultdict
 from datetime import datetime, timezone
 
 import httpx
@@ -11,12 +10,10 @@ import pytest
 from concurrency import wait_until
 from flask_apps import make_app, serving
 from pydantic import BaseModel
+from scripted_service import GuardedService
 
 from flask_llmstream import (
     Finish,
-    LLMStream,
-    PermissionDeniedError,
-    QueueFullError,
     Reasoning,
     RequestCancelledError,
     StreamReader,
@@ -24,9 +21,7 @@ from flask_llmstream import (
     ToolCallDelta,
     UpstreamError,
     Usage,
-    request_finished,
 )
-from flask_llmstream.testing import ScriptedBackend
 
 HI = [{"role": "user", "content": "Hi"}]
 KEY = {"Authorization": "Bearer secret"}
@@ -46,15 +41,9 @@ def weather(city: str, days: int = 1) -> str:
     return f"Rain in {city} for {days}."
 
 
-class Service:
-    """A server with a model for each thing that may happen, and what it has seen."""
-
+class Service(GuardedService):
     def __init__(self):
-        self.llm = LLMStream()
-        self.backends = {}
-        self.attempts = Counter()
-        self.llm.before_submit(self.count)
-        self.llm.permission_check(self.check)
+        super().__init__()
         self.add("hello", "Hel", "lo", Usage(3, 2))
         self.add("down", UpstreamError("The model server is down."))
         self.add("breaks", "Hel", UpstreamError("The model server is gone."))
@@ -76,23 +65,6 @@ class Service:
         )
         self.add("mumbles", "Hm", ToolCallDelta(0, name="f", arguments="[1]"))
 
-    def add(self, model, *script, **options):
-        self.backends[model] = ScriptedBackend(*script, **options)
-        self.llm.add_backend(model, self.backends[model])
-
-    def count(self, request):
-        self.attempts[request.model] += 1
-        return request
-
-    def check(self, identity, request):
-        if request.model == "forbidden":
-            raise PermissionDeniedError("Not for you.")
-        if request.model == "busy":
-            raise QueueFullError("The queue is full.", retry_after=1)
-
-    def last(self, model):
-        return self.backends[model].requests[-1]
-
 
 @pytest.fixture(scope="module")
 def service():
@@ -111,18 +83,6 @@ def url(service):
 def client(url):
     with ollama.Client(url, headers=KEY, timeout=20, trust_env=False) as client:
         yield client
-
-
-@pytest.fixture
-def finished():
-    """The outcomes of this test's requests, by model."""
-    outcomes = defaultdict(list)
-
-    def receive(sender, outcome):
-        outcomes[outcome.request.model].append(outcome)
-
-    with request_finished.connected_to(receive):
-        yield outcomes
 
 
 def contents(parts):

@@ -1,6 +1,6 @@
 """The official client against a real server: what its users see."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import httpx
 import openai
@@ -9,21 +9,17 @@ from concurrency import wait_until
 from flask_apps import make_app, serving
 from openai import OpenAI
 from pydantic import BaseModel
+from scripted_service import GuardedService
 
 from flask_llmstream import (
     Finish,
-    LLMStream,
-    PermissionDeniedError,
-    QueueFullError,
     Reasoning,
     RequestCancelledError,
     Token,
     ToolCallDelta,
     UpstreamError,
     Usage,
-    request_finished,
 )
-from flask_llmstream.testing import ScriptedBackend
 
 HI = [{"role": "user", "content": "Hi"}]
 WEATHER = {
@@ -35,16 +31,9 @@ WEATHER = {
 }
 
 
-class Service:
-    """A server with a model for each thing that may happen, and what it has seen."""
-
+class Service(GuardedService):
     def __init__(self):
-        self.llm = LLMStream()
-        self.backends = {}
-        self.attempts = Counter()
-        self.request_ids = []
-        self.llm.before_submit(self.count)
-        self.llm.permission_check(self.check)
+        super().__init__()
         self.add("hello", "Hel", "lo", Usage(3, 2, cached_tokens=1, reasoning_tokens=1))
         self.add("down", UpstreamError("The model server is down."))
         self.add("breaks", "Hel", UpstreamError("The model server is gone."))
@@ -70,26 +59,6 @@ class Service:
             Finish("tool_calls"),
         )
 
-    def add(self, model, *script, **options):
-        self.backends[model] = ScriptedBackend(*script, **options)
-        self.llm.add_backend(model, self.backends[model])
-
-    def count(self, request):
-        self.attempts[request.model] += 1
-        self.request_ids.append(request.request_id)
-        return request
-
-    def check(self, identity, request):
-        if request.model == "forbidden":
-            raise PermissionDeniedError("Not for you.")
-        if request.model == "busy" or (
-            request.model == "recovers" and self.attempts["recovers"] == 1
-        ):
-            raise QueueFullError("The queue is full.", retry_after=0.1)
-
-    def last(self, model):
-        return self.backends[model].requests[-1]
-
 
 @pytest.fixture(scope="module")
 def service():
@@ -108,18 +77,6 @@ def url(service):
 def client(url):
     with OpenAI(base_url=url, api_key="secret", max_retries=0, timeout=20) as client:
         yield client
-
-
-@pytest.fixture
-def finished():
-    """The outcomes of this test's requests, by model."""
-    outcomes = defaultdict(list)
-
-    def receive(sender, outcome):
-        outcomes[outcome.request.model].append(outcome)
-
-    with request_finished.connected_to(receive):
-        yield outcomes
 
 
 # Answers.

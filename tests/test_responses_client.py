@@ -9,10 +9,10 @@ from concurrency import wait_until
 from flask_apps import make_app, serving
 from openai import OpenAI
 from pydantic import BaseModel
+from scripted_service import ScriptedService
 
 from flask_llmstream import (
     Finish,
-    LLMStream,
     Message,
     QueueFullError,
     Reasoning,
@@ -22,7 +22,6 @@ from flask_llmstream import (
     UpstreamError,
     Usage,
 )
-from flask_llmstream.testing import ScriptedBackend
 
 KEYS = {"alice": "secret", "bob": "other"}
 WEATHER = {
@@ -38,12 +37,9 @@ WEATHER = {
 }
 
 
-class Service:
-    """A server with a model for each thing that may happen, and what it has seen."""
-
+class Service(ScriptedService):
     def __init__(self):
-        self.llm = LLMStream()
-        self.backends = {}
+        super().__init__()
         self.add("hello", "Hel", "lo", Usage(3, 2, cached_tokens=1, reasoning_tokens=1))
         self.add("thinks", Reasoning("Let me "), Reasoning("think."), "4")
         self.add("refuses", Refusal("I can"), Refusal("not."))
@@ -60,14 +56,6 @@ class Service:
             ToolCallDelta(1, id="call_2", name="weather", arguments='{"city":"Rome"}'),
             Finish("tool_calls"),
         )
-
-    def add(self, model, *script, **options):
-        self.backends[model] = ScriptedBackend(*script, **options)
-        self.llm.add_backend(model, self.backends[model])
-        return self.backends[model]
-
-    def last(self, model):
-        return self.backends[model].requests[-1]
 
 
 @pytest.fixture(scope="module")

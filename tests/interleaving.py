@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
 from math import inf
 from pathlib import Path
 
 import flask_llmstream.core
+from flask_llmstream.core.runtime import ThreadParker
 
 CORE = str(Path(flask_llmstream.core.__file__).parent)
 
@@ -88,3 +90,17 @@ class ModelParker:
 
     def is_usable_here(self):
         return True
+
+
+class SeenParker(ThreadParker):
+    """Tells when somebody is about to wait on it."""
+
+    __slots__ = ("is_waited_on",)
+
+    def __init__(self):
+        super().__init__()
+        self.is_waited_on = threading.Event()
+
+    def park(self, until=inf):
+        self.is_waited_on.set()
+        super().park(until)

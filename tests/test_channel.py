@@ -12,12 +12,11 @@ import pytest
 from concurrency import DEADLINE_SECONDS, Background, on_a_hub, run_script, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from interleaving import ModelParker, Once, interleave
+from interleaving import ModelParker, Once, SeenParker, interleave
 
 from flask_llmstream.core import runtime
 from flask_llmstream.core.channel import Channel
 from flask_llmstream.core.messages import Reasoning, Token, ToolCallDelta
-from flask_llmstream.core.runtime import ThreadParker
 from flask_llmstream.exceptions import SlowReaderError
 
 NOW = -inf
@@ -485,20 +484,6 @@ def test_a_producer_about_to_park_misses_no_wake_up(monkeypatch, wakes):
         return lambda: accepted.append(channel.send("b")), wake, check
 
     interleave(prepare)
-
-
-class SeenParker(ThreadParker):
-    """Tells when somebody is about to wait on it."""
-
-    __slots__ = ("is_waited_on",)
-
-    def __init__(self):
-        super().__init__()
-        self.is_waited_on = threading.Event()
-
-    def park(self, until=inf):
-        self.is_waited_on.set()
-        super().park(until)
 
 
 @pytest.mark.parametrize("waker", ["send", "send_nowait", "close", "wake"])

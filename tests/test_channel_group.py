@@ -11,7 +11,7 @@ import pytest
 from concurrency import DEADLINE_SECONDS, Background, on_a_hub, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from interleaving import ModelParker, Once, interleave
+from interleaving import ModelParker, Once, SeenParker, interleave
 
 from flask_llmstream.core import runtime
 from flask_llmstream.core.channel import Channel
@@ -292,20 +292,6 @@ def test_a_consumer_about_to_park_misses_no_wake_up(monkeypatch, action):
         return lambda: received.extend(group.receive_batch()), wake, check
 
     interleave(prepare)
-
-
-class SeenParker(ThreadParker):
-    """Tells when somebody is about to wait on it."""
-
-    __slots__ = ("is_waited_on",)
-
-    def __init__(self):
-        super().__init__()
-        self.is_waited_on = threading.Event()
-
-    def park(self, until=inf):
-        self.is_waited_on.set()
-        super().park(until)
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -1,4 +1,4 @@
-"""Whole streams of every dialect in every framing that has an end mark, as bytes."""
+"""Whole answers as bytes: of any renderer, and of every dialect in the framings with an end mark."""
 
 from __future__ import annotations
 
@@ -27,6 +27,31 @@ if TYPE_CHECKING:
 
 HI = [{"role": "user", "content": "Hi"}]
 RESPONSE_ENDS = ("response.completed", "response.incomplete")
+
+
+def run(request, items):
+    """What passes the engine's guard of *items*, and the whole answer."""
+    assembler = Assembler(request)
+    passed = [each for item in items for each in assembler.accept(item)]
+    passed += assembler.finish()
+    return passed, assembler.response()
+
+
+def render_stream(renderer, items, response):
+    """All that is sent of an answer that starts, has *items*, and ends."""
+    return b"".join([renderer.start(), *map(renderer.render, items), renderer.end(response)])
+
+
+def read_sse(stream: bytes):
+    """The payloads of *stream*; every frame must be one data line and an empty one."""
+    assert b"\r" not in stream
+    assert not stream or stream.endswith(b"\n\n")
+    payloads = []
+    for frame in stream.split(b"\n\n")[:-1]:
+        assert len(frame.decode().splitlines()) == 1
+        assert frame.startswith(b"data: ")
+        payloads.append(frame.removeprefix(b"data: "))
+    return payloads
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,12 @@ class Wire:
     def render(self, *items, **fields):
         """The whole stream for *items*; it ends with an error where one is last."""
         return b"".join(self.frames(*items, **fields))
+
+    def document(self, *items, **fields):
+        """The whole answer for *items*, which is not streamed."""
+        parsed = self.parse(**fields)
+        _, response = run(parsed.request, items)
+        return self.dialect.document(parsed, response)
 
     def read(self, chunks, **options):
         """A reader of such a stream."""

@@ -8,8 +8,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rendering import render_stream, run
 
-from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.core.messages import (
     Choice,
     Finish,
@@ -698,14 +698,9 @@ def halved(text):
 )
 def test_the_parts_of_a_stream_add_up_to_the_whole_message(pieces, calls, stop, reason):
     request = InferenceRequest(prompt="Hi", request_id="r", stop=stop)
-    assembler = Assembler(request)
-    emitted = [*script(pieces, calls), Finish(reason)]
-    items = [item for each in emitted for item in assembler.accept(each)]
-    items += assembler.finish()
-    response = assembler.response()
-    renderer = make_renderer(parsed=Parsed(request))
+    items, response = run(request, [*script(pieces, calls), Finish(reason)])
 
-    stream = b"".join((renderer.start(), *map(renderer.render, items), renderer.end(response)))
+    stream = render_stream(make_renderer(parsed=Parsed(request)), items, response)
 
     made, whole = Page().read(stream), document(response)
     assert (made["id"], made["role"], made["metadata"]) == (

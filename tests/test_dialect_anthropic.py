@@ -11,10 +11,10 @@ from anthropic.types import Message as AnthropicMessage
 from anthropic.types import MessageTokensCount, ModelInfo
 from hypothesis import given
 from hypothesis import strategies as st
+from rendering import render_stream, run
 
 from flask_llmstream import exceptions
 from flask_llmstream.client import StreamReader
-from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.core.messages import (
     Choice,
     Finish,
@@ -465,23 +465,14 @@ class TestCounting:
 def render(*items, framing=SSE, response=None, **fields) -> bytes:
     """*items* through the engine's own assembler, and what came of them."""
     parsed = parse(**fields)
-    renderer = DIALECT.renderer(parsed, framing)
-    frames = [renderer.start()]
-    assembler = Assembler(parsed.request)
-    for item in items:
-        frames += map(renderer.render, assembler.accept(item))
-    frames += map(renderer.render, assembler.finish())
-    frames.append(renderer.end(response or assembler.response()))
-    return b"".join(frames)
+    passed, made = run(parsed.request, items)
+    return render_stream(DIALECT.renderer(parsed, framing), passed, response or made)
 
 
 def document(*items, **fields):
     parsed = parse(**fields)
-    assembler = Assembler(parsed.request)
-    for item in items:
-        assembler.accept(item)
-    assembler.finish()
-    return json.loads(DIALECT.document(parsed, assembler.response()))
+    _, response = run(parsed.request, items)
+    return json.loads(DIALECT.document(parsed, response))
 
 
 def events_of(stream: bytes):

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rendering import render_stream, run
 
-from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.core.messages import (
     Choice,
     Finish,
@@ -421,14 +421,8 @@ def without_numbers(calls):
 )  # fmt: skip
 def test_a_stream_adds_up_to_the_whole_answer(items, dialect, framing, shows_thinking, reason):
     asked = parsed(shows_thinking=shows_thinking)
-    renderer = dialect.renderer(asked, framing)
-    assembler = Assembler(asked.request)
-    frames = [renderer.start()]
-    for item in (*items, Finish(reason)):
-        frames += [renderer.render(each) for each in assembler.accept(item)]
-    frames += [renderer.render(each) for each in assembler.finish()]
-    whole = assembler.response()
-    stream = b"".join([*frames, renderer.end(whole)]).decode()
+    passed, whole = run(asked.request, [*items, Finish(reason)])
+    stream = render_stream(dialect.renderer(asked, framing), passed, whole).decode()
 
     if framing is SSE:
         *lines, marker, rest = stream.split("\n\n")

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from rendering import read_sse, render_stream, run
 
 from flask_llmstream import exceptions
 from flask_llmstream._version import __version__
-from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.core.messages import (
     Choice,
     Finish,
@@ -60,22 +60,6 @@ def parse(**fields):
 
 def make_renderer(framing=SSE, **fields):
     return DIALECT.renderer(parse(**fields), framing)
-
-
-def read_sse(stream: bytes):
-    """The payloads of *stream*; every frame must be one data line and an empty one."""
-    assert b"\r" not in stream
-    assert not stream or stream.endswith(b"\n\n")
-    payloads = []
-    for frame in stream.split(b"\n\n")[:-1]:
-        assert len(frame.decode().splitlines()) == 1
-        assert frame.startswith(b"data: ")
-        payloads.append(frame.removeprefix(b"data: "))
-    return payloads
-
-
-def render_stream(renderer, items, response):
-    return b"".join([renderer.start(), *map(renderer.render, items), renderer.end(response)])
 
 
 class TestShapes:
@@ -766,14 +750,14 @@ def test_a_stream_adds_up_to_the_document(emitted, logprobs, stop, continuous):
     fields = {"n": 3, "stop": stop, "logprobs": logprobs, "top_logprobs": int(logprobs)}
     options = {"include_usage": True, "continuous_usage_stats": continuous}
     parsed = parse(**fields, stream_options=options)
-    assembler = Assembler(parsed.request)
-    passed = []
-    for item in [*(Token("x", logprob=-1.0, choice=choice) for choice in range(3)), *emitted]:
-        if isinstance(item, ToolCallDelta):
-            item = replace(item, id=f"call_{item.index}", name="f")  # noqa: PLW2901
-        passed += assembler.accept(item)
-    passed += assembler.finish()
-    response = assembler.response()
+    emitted = [
+        replace(item, id=f"call_{item.index}", name="f")
+        if isinstance(item, ToolCallDelta)
+        else item
+        for item in emitted
+    ]
+    tokens = [Token("x", logprob=-1.0, choice=choice) for choice in range(3)]
+    passed, response = run(parsed.request, [*tokens, *emitted])
 
     payloads = read_sse(render_stream(DIALECT.renderer(parsed, SSE), passed, response))
     document = json.loads(DIALECT.document(parsed, response))

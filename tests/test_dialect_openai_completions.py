@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Completion
-from test_dialect_openai_chat_wire import read_sse, render_stream
+from rendering import read_sse, render_stream, run
 
 from flask_llmstream import exceptions
 from flask_llmstream._version import __version__
-from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.core.channel import Channel
 from flask_llmstream.core.channel_group import ChannelGroup
 from flask_llmstream.core.messages import (
@@ -577,14 +576,6 @@ def answers(draw):
         items += draw(st.lists(st.builds(Usage, *[st.integers(0, 9)] * 4), max_size=1))
         runs.append(items)
     return body, runs
-
-
-def run(request, items):
-    """What passes the engine's guard of *items*, and the whole answer."""
-    assembler = Assembler(request)
-    passed = [each for item in items for each in assembler.accept(item)]
-    passed += assembler.finish()
-    return passed, assembler.response()
 
 
 def played(parsed, runs, order):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+from rendering import render_stream, run
 
 from flask_llmstream import (
     DeadlineExceededError,
@@ -75,12 +76,7 @@ def read(stream, first=0):
 def stream(*items, framing=SSE, usage=None, **fields):
     """All that is sent of an answer, and the answer itself."""
     request = InferenceRequest(prompt="Hi", logprobs="include" in fields)
-    assembler = Assembler(request)
-    passed = [each for item in items for each in assembler.accept(item)]
-    passed += assembler.finish()
-    response = assembler.response()
-    renderer = DIALECT.renderer(parse(**fields), framing)
-    return b"".join([renderer.start(), *map(renderer.render, passed), renderer.end(response)])
+    return render_stream(DIALECT.renderer(parse(**fields), framing), *run(request, items))
 
 
 def events_of(*items, **fields):

@@ -9,7 +9,7 @@ from concurrency import wait_until
 from described_app import described_app
 from hypothesis import given
 from hypothesis import strategies as st
-from rendering import WIRES
+from rendering import WIRES, render_stream
 
 from flask_llmstream import (
     EngineError,
@@ -23,7 +23,6 @@ from flask_llmstream import (
     UpstreamError,
     Usage,
 )
-from flask_llmstream.core.assembly import Assembler
 from flask_llmstream.dialects.encoding import encode
 from flask_llmstream.framing import SSE, TEXT
 
@@ -241,20 +240,15 @@ def test_any_text_is_read_as_it_was_said(wire, texts):
 def test_plain_text_is_the_text_and_nothing_else(wire):
     parsed = wire.parse()
     renderer = wire.dialect.renderer(parsed, TEXT)
-    frames = [renderer.start(), *map(renderer.render, EVIL), renderer.end(InferenceResponse())]
-    assert b"".join(frames).decode() == "".join(EVIL)
+    stream = render_stream(renderer, EVIL, InferenceResponse())
+    assert stream.decode() == "".join(EVIL)
 
 
 @every_wire
 def test_a_whole_answer_is_one_document_of_the_same_shape(wire):
     shapes = []
     for text in (BENIGN, *map(marked, EVIL)):
-        parsed = wire.parse(**filled(ASKED[wire.dialect.name], text))
-        assembler = Assembler(parsed.request)
-        for item in said(text):
-            assembler.accept(item)
-        assembler.finish()
-        document = wire.dialect.document(parsed, assembler.response())
+        document = wire.document(*said(text), **filled(ASKED[wire.dialect.name], text))
         check_lines(document + b"\n")
         shapes.append(shape(json.loads(document), text))
         assert shapes[-1] == shapes[0], text

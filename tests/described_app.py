@@ -15,6 +15,17 @@ BLUEPRINTS = {
     "native": "/stream",
     "ops": "",
 }
+# Where each dialect is asked there.
+PATHS = {
+    "native": "/stream",
+    "openai_chat": "/v1/chat/completions",
+    "openai_completions": "/v1/completions",
+    "openai_responses": "/v1/responses",
+    "anthropic": "/anthropic/v1/messages",
+    "ollama_chat": "/api/chat",
+    "ollama_generate": "/api/generate",
+    "ai_sdk": "/api/ai",
+}
 
 
 class CountingBackend(ScriptedBackend):

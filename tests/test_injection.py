@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 from concurrency import wait_until
-from described_app import described_app
+from described_app import PATHS, described_app
 from hypothesis import given
 from hypothesis import strategies as st
 from rendering import WIRES, render_stream
@@ -276,17 +276,6 @@ HALVES = [
     Finish("\ud83d"),
     Token("x", logprob=-1.0, top_logprobs=[("\ud83d", -1.0)]),
 ]
-
-PATHS = {
-    "native": "/stream",
-    "openai_chat": "/v1/chat/completions",
-    "openai_completions": "/v1/completions",
-    "openai_responses": "/v1/responses",
-    "anthropic": "/anthropic/v1/messages",
-    "ollama_chat": "/api/chat",
-    "ollama_generate": "/api/generate",
-    "ai_sdk": "/api/ai",
-}
 
 
 def ask(client, wire, *, stream=True, **fields):

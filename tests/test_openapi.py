@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from described_app import BLUEPRINTS, described_app
+from described_app import BLUEPRINTS, PATHS, described_app
 from flask_apps import make_app, scripted
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -90,17 +90,6 @@ def test_no_name_shows_what_is_private(description):
     assert not [name for name in names if "._" in name]
     assert "#/components/schemas/_" not in json.dumps(description)
 
-
-PATHS = {
-    "native": "/stream",
-    "openai_chat": "/v1/chat/completions",
-    "openai_completions": "/v1/completions",
-    "openai_responses": "/v1/responses",
-    "anthropic": "/anthropic/v1/messages",
-    "ollama_chat": "/api/chat",
-    "ollama_generate": "/api/generate",
-    "ai_sdk": "/api/ai",
-}
 
 every_dialect = pytest.mark.parametrize(
     "wire", {wire.dialect.name: wire for wire in WIRES}.values(), ids=lambda wire: wire.dialect.name

@@ -696,9 +696,13 @@ class TestArguments:
 
         assert rb'{"a":1.10,"b":12345678901234567890123.0,"c":"\u00e9\u2028"}' in whole
 
-    @pytest.mark.parametrize("reason", ["length", "content_filter"])
-    def test_a_call_that_was_cut_has_no_input_yet(self, reason):
-        items = (ToolCallDelta(0, id="t", name="f", arguments='{"a":'), Finish(reason))
+    @pytest.mark.parametrize(
+        "finish",
+        [Finish("length"), Finish("content_filter"), Finish("stop", stop_sequence=".")],
+        ids=lambda finish: finish.reason,
+    )
+    def test_a_call_that_was_cut_has_no_input_yet(self, finish):
+        items = (ToolCallDelta(0, id="t", name="f", arguments='{"a":'), finish)
 
         whole = document(*items)
         *_, piece, _, delta, _ = events_of(render(*items))

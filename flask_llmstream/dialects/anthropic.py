@@ -33,7 +33,7 @@ from .blocks import Block, BlockKind, BlockRenderer, blocks_of
 from .decoding import convert, decode, invalid, one_of
 from .encoding import encode
 from .parsed import Parsed
-from .tool_arguments import CUT_REASONS, read_arguments
+from .tool_arguments import is_cut, read_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -161,7 +161,7 @@ class AnthropicDialect:
         """
         choice = response.choices[0]
         content = [
-            _content_block(block, choice.finish_reason)
+            _content_block(block, is_cut=is_cut(choice))
             for block in blocks_of(choice)
             if not (block.kind is BlockKind.REASONING and _hides_thinking(parsed))
         ]
@@ -226,7 +226,7 @@ def _message(request: InferenceRequest, model: str) -> dict[str, Any]:
     }
 
 
-def _content_block(block: Block, finish_reason: str) -> dict[str, Any]:
+def _content_block(block: Block, *, is_cut: bool) -> dict[str, Any]:
     if block.kind is BlockKind.REASONING:
         return {"type": "thinking", "thinking": block.text, "signature": _SIGNATURE}
     if block.kind is BlockKind.TOOL_CALL:
@@ -234,14 +234,14 @@ def _content_block(block: Block, finish_reason: str) -> dict[str, Any]:
             "type": "tool_use",
             "id": block.id,
             "name": block.name,
-            "input": _tool_input(block.name, block.text, finish_reason),
+            "input": _tool_input(block.name, block.text, is_cut=is_cut),
         }
     return {"type": "text", "text": block.text}
 
 
-def _tool_input(name: str, arguments: str, finish_reason: str) -> msgspec.Raw:
+def _tool_input(name: str, arguments: str, *, is_cut: bool) -> msgspec.Raw:
     """An empty one for a call that was cut, whose stop reason says that it is not whole."""
-    value = read_arguments(name, arguments, is_cut=finish_reason in CUT_REASONS)
+    value = read_arguments(name, arguments, is_cut=is_cut)
     return msgspec.Raw(b"{}") if value is None else value
 
 
@@ -272,7 +272,7 @@ class _EventRenderer(BlockRenderer):
             b'{"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":'
             % (block.index, *_DELTAS[block.kind])
         )
-        empty = _content_block(block, "")
+        empty = _content_block(block, is_cut=False)
         if block.kind is BlockKind.REASONING:
             empty["signature"] = ""
         return self._event("content_block_start", index=block.index, content_block=empty)
@@ -291,7 +291,7 @@ class _EventRenderer(BlockRenderer):
         choice = response.choices[0]
         for call in choice.tool_calls:
             # The pieces are out already. What cannot be a document is no whole stream, either.
-            _tool_input(call.name, call.arguments, choice.finish_reason)
+            _tool_input(call.name, call.arguments, is_cut=is_cut(choice))
         delta = {"stop_reason": stop_reason(choice), "stop_sequence": choice.stop_sequence}
         usage = usage_object(response.usage)
         return self._event("message_delta", delta=delta, usage=usage) + self._event("message_stop")

@@ -34,7 +34,7 @@ from .blocks import BlockKind, BlockRenderer
 from .encoding import encode
 from .ollama_body import ChatBody, GenerateBody, ParsedOllama, read_chat, read_generate
 from .openai_objects import logprob_list
-from .tool_arguments import CUT_REASONS, read_arguments
+from .tool_arguments import is_cut, read_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -118,7 +118,7 @@ class _OllamaDialect(ABC):
         said: dict[str, Any] = {"content": choice.text + choice.refusal}
         if choice.reasoning and _shows_thinking(parsed):
             said["thinking"] = choice.reasoning
-        calls = _call_objects(choice.tool_calls, is_cut=choice.finish_reason in CUT_REASONS)
+        calls = _call_objects(choice.tool_calls, is_cut=is_cut(choice))
         if calls:
             said["tool_calls"] = calls
         rest = _end_of(response)
@@ -280,7 +280,7 @@ class _LineRenderer(BlockRenderer):
         return frame + self._line({"content": ""}) if self._logprobs else frame
 
     def end(self, response: InferenceResponse) -> bytes:
-        self._is_cut = response.choices[0].finish_reason in CUT_REASONS
+        self._is_cut = is_cut(response.choices[0])
         return super().end(response)
 
     def opened(self, block: Block) -> bytes:  # noqa: ARG002

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from ..exceptions import EngineError
 
-__all__ = ["CUT_REASONS", "read_arguments"]
+if TYPE_CHECKING:
+    from ..core.messages import Choice
 
-CUT_REASONS = frozenset({"length", "content_filter"})
-"""Finish reasons for an end in the middle of what the model meant to say."""
+__all__ = ["is_cut", "read_arguments"]
+
+_CUT_REASONS = frozenset({"length", "content_filter"})
+
+
+def is_cut(choice: Choice) -> bool:
+    """Whether *choice* ended in the middle of what the model meant to say."""
+    return choice.finish_reason in _CUT_REASONS or choice.stop_sequence is not None
 
 
 def read_arguments(name: str, text: str, *, is_cut: bool) -> msgspec.Raw | None:

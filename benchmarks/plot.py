@@ -24,7 +24,7 @@ COLORS = {
 
 def draw(runs):
     """Two plots side by side over one legend; both vertical axes are logarithmic."""
-    points = list(streams.figures(runs))
+    points = [point for point in streams.figures(runs) if point["costs"]]
     below = TOP + HEIGHT + BOTTOM
     width, height = 2 * (LEFT + WIDTH + RIGHT), below + LEGEND * ceil(len(COLORS) / 2) + 12
     parts = [

@@ -37,18 +37,21 @@ def stream_figures(runs):
             "p99, ms",
             "delivered",
         ),
-        [
-            (
-                f"{line['streams']:,}",
-                KINDS[line["server"]].title,
-                spread(line["costs"]),
-                number(median(line["merged"])),
-                number(median(line["p50"])),
-                number(median(line["p99"])),
-                f"{median(line['shares']):.0f} %",
-            )
-            for line in streams.figures(runs)
-        ],
+        [stream_line(line) for line in streams.figures(runs)],
+    )
+
+
+def stream_line(line):
+    head = (f"{line['streams']:,}", KINDS[line["server"]].title)
+    if not line["costs"]:
+        return (*head, f"only {median(line['started']):,.0f} began", "", "", "", "")
+    return (
+        *head,
+        spread(line["costs"]),
+        number(median(line["merged"])),
+        number(median(line["p50"])),
+        number(median(line["p99"])),
+        f"{median(line['shares']):.0f} %",
     )
 
 

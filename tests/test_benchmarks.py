@@ -225,6 +225,8 @@ def test_targets_hold_at_their_value():
 
 def test_results_become_a_page_and_a_plot(tmp_path, monkeypatch):
     runs = [run_of(name, count) for name in plot.COLORS for count in (600, 1200)]
+    unbegun = {"server": "flask-generator", "round": 0, "streams": 4000, "started": 3999, "lost": 0}
+    runs.append(unbegun)
     result = {
         "measurement": "streams",
         "at": "2025-01-01T00:00:00+00:00",
@@ -250,6 +252,7 @@ def test_results_become_a_page_and_a_plot(tmp_path, monkeypatch):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
+    assert "only 3,999 began" in text
     assert text.count(tables.stream_figures(runs)) == 1
     assert all(KINDS[name].title in text for name in plot.COLORS)
     drawing = ET.parse(tmp_path / "performance.svg")

@@ -127,15 +127,16 @@ def overload_rows(runs, title):
 
 
 def figures(runs):
-    """For each server and number of streams: cost, lateness, share; one line of a table each."""
-    for streams in sorted({run["streams"] for run in runs}):
+    """For each server and number of streams what the whole runs saw; none where none began."""
+    for count in sorted({run["streams"] for run in runs}):
         for name in STREAMING:
-            taken = [run for run in runs if (run["server"], run["streams"]) == (name, streams)]
+            taken = [run for run in runs if (run["server"], run["streams"]) == (name, count)]
             whole = [run for run in taken if "seconds" in run]
-            if whole:
+            if taken:
                 yield {
                     "server": name,
-                    "streams": streams,
+                    "streams": count,
+                    "started": [run["started"] for run in taken],
                     "costs": [run["microseconds_per_token"] for run in whole],
                     "merged": [run["tokens_per_read"] for run in whole],
                     "p50": [run["p50_ms"] for run in whole],

@@ -23,6 +23,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .clock import Clock
+from .detached import DetachedCalls
 from .mailbox import GreenletParker, HubTask, Interrupted, Interruptible, Mailbox
 from .native import (
     allocate_lock,
@@ -198,13 +199,16 @@ def _report(error: BaseException) -> None:
 
 
 def run_detached(function: Callable[[], Any]) -> None:
-    """Run user code on a thread of its own kind, in order. Any thread; finalizers too."""
+    """
+    Run user code on a thread of its own kind, in order unless one takes longer than a second.
+    Any thread; finalizers too.
+    """
 
     def call() -> None:
         make_logging_native()
         function()
 
-    _detached.call_soon(call)
+    _detached.call(call)
 
 
 _forkables: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -228,7 +232,7 @@ def _after_fork_in_child() -> None:
 
 clock = Clock(ThreadParker, start_thread, get_thread_id, _report)
 """The process's one timer thread, for constant-time code of this package only."""
-_detached = Clock(ThreadParker, start_thread, get_thread_id, _report)
-"""A second one, for users' callbacks that have no worker to run on: they may take long."""
+_detached = DetachedCalls(clock, start_thread, _report)
+"""For users' callbacks that have no worker to run on: they may take long."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

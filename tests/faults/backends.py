@@ -341,6 +341,12 @@ def raises_in_its_cancel(player, emit):
 
 
 @calls_back
+def hangs_in_its_cancel(player, emit):
+    emit("a")
+    player.wait_for_cancel()
+
+
+@calls_back
 def takes_long_to_cancel(player, emit):
     emit("a")
     player.wait_for_cancel()
@@ -367,6 +373,8 @@ class CallsBack:
         def cancel():
             if player.how == "raises in its cancel":
                 raise ValueError("scripted")
+            if player.how == "hangs in its cancel":
+                player.pass_gate()
             if player.how == "takes long to cancel":
                 runtime.sleep(0.5)
             player.record("told")

@@ -111,6 +111,28 @@ def test_a_callback_backend_whose_client_left(server, how):
         fault.saw = what_was_seen(answer)
 
 
+def test_a_cancel_that_hangs_holds_up_no_other(server):
+    """It keeps its own place until it comes back; those after it get theirs back."""
+    with watching("backend (callback): hangs in its cancel, others leave", server) as fault:
+        with server.client() as client:
+            hung = ask(client, ["hangs in its cancel"], model="callback")
+            client.answer().read_until(b'"a"')
+        for _ in range(size(3, 20)):
+            with server.client() as client:
+                id = ask(client, ["calls late"], model="callback")
+                answer = client.answer()
+                answer.read_until(b'"a"')
+                fault.told(id, client.close())
+                server.control.wait(
+                    id, "told"
+                )  # By its own cancel, which comes after the hung one.
+            server.control.wait_for_stats("callback", busy=1)
+        assert server.control.events(hung, "told") == []
+        server.control.open_gate(hung)
+        server.control.wait(hung, "told")
+        fault.saw = what_was_seen(answer)
+
+
 def test_a_callback_backend_whose_thread_dies(server):
     with watching("backend (callback): lets its thread die", server) as fault:
         answer = read(

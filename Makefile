@@ -1,5 +1,7 @@
 # make serve      the example app and its embedded model, on http://127.0.0.1:8000/
 # make test       the whole suite; a part of it with ARGS="tests/test_cli.py -k chat"
+# make faults     every fault that we know of, on real servers, and a table of them; some minutes
+# make soak       mixed load with faults for SECONDS=300: what a worker holds at the end
 # make coverage   the suite, and what it covers
 # make lint       ruff
 # make types      mypy
@@ -36,7 +38,7 @@ SECONDS ?= 5
 BENCH = --rounds $(ROUNDS) --seconds $(SECONDS) \
   $(if $(ONLY),--only $(ONLY)) $(if $(STREAMS),--streams $(STREAMS))
 
-.PHONY: serve test coverage lint types bench bench-docs clean preflight
+.PHONY: serve test faults soak coverage lint types bench bench-docs clean preflight
 
 serve:
 	@$(PYTHON) tools/preflight.py $(ADDRESS)
@@ -53,6 +55,15 @@ test: preflight
 	$(INSTALL)test,lint
 	$(INSTALL_CLIENTS)
 	$(RUN) $(PYTEST) $(ARGS)
+
+faults: preflight
+	$(INSTALL)test,lint
+	FAULTS=full $(RUN) $(PYTEST) tests/faults $(ARGS)
+
+soak: SECONDS = 300
+soak: preflight
+	$(INSTALL)test,lint
+	PYTHONPATH=tests $(RUN) faults.soak --seconds $(SECONDS) $(ARGS)
 
 coverage: preflight
 	$(INSTALL)test,lint

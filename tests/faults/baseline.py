@@ -23,14 +23,14 @@ class Baseline:
     def of(cls, control):
         return cls(control.look())
 
-    def excess(self, start, ignoring=()):
+    def excess(self, start, ignoring=(), growth_bytes=GROWTH_BYTES):
         """What of it is more than at the *start*, as text; empty where nothing is."""
         more = [
             f"{name} {start.figures[name]} -> {self.figures[name]}"
             for name in EXACT
             if name not in ignoring and self.figures[name] > start.figures[name]
         ]
-        if self.figures["memory"] - start.figures["memory"] > GROWTH_BYTES:
+        if self.figures["memory"] - start.figures["memory"] > growth_bytes:
             more.append(f"memory {start.figures['memory']} -> {self.figures['memory']}")
         return ", ".join(more)
 

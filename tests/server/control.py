@@ -19,7 +19,7 @@ from flask_llmstream.core import runtime
 from flask_llmstream.testing import Signal
 
 WAIT_SECONDS = 10.0
-REMEMBERED = 1000
+REMEMBERED = 400
 """Requests whose events are kept, and events of one: a worker's memory is looked at, too."""
 
 

@@ -78,7 +78,7 @@ def describe():
     return {
         "processor": processor_name(),
         "processors": len(processors),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: found for name in PACKAGES if (found := version_of(name))},
         "commit": commit(),

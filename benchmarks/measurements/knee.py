@@ -55,10 +55,13 @@ def find_knee(begin, holds):
 
 
 def limit_of(lab, streams, limits):
-    """The lateness that the load sees with the least possible server, measured once."""
+    """The lateness that the load sees with the least possible server; the better of two."""
     if streams not in limits:
-        with lab.serving("limit") as server:
-            limits[streams] = lab.load(server, streams)["p99_ms"]
+        found = []
+        for _ in range(2):
+            with lab.serving("limit") as server:
+                found.append(lab.load(server, streams)["p99_ms"])
+        limits[streams] = min(found)
     return limits[streams]
 
 

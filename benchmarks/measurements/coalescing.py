@@ -30,5 +30,6 @@ def rows(runs):
             for seconds in SECONDS
         )
         what = f"CPU a token with COALESCE_SECONDS=0.2, {STREAMS:,} streams, {title}: against 0"
-        rows.append(at_most(what, ratios(coalesced, without), TARGET, "×"))
+        if found := ratios(coalesced, without):
+            rows.append(at_most(what, found, TARGET, "×"))
     return rows

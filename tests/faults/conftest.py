@@ -2,7 +2,8 @@
 One warm server of each kind for all faults, and their table at the end.
 
 As a part of the whole suite each fault is made on one kind of server, in turns, and in small
-numbers. `make faults`, or ``FAULTS=full``, is all of it.
+numbers, but for those that the tests of servers make as well. `make faults`, or
+``FAULTS=full``, is all of it.
 """
 
 from __future__ import annotations
@@ -108,12 +109,19 @@ def fill(server):
     wait_until_idle(server.control)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: made by `make faults` alone")
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave one kind of server for each fault, the next one for the next."""
     if IS_FULL:
         return
+    left = {item for item in items if item.get_closest_marker("full")}
     kinds_of = {}
     for item in items:
+        if item in left:
+            continue
         fault, kind = _fault_and_kind(item)
         if kind is not None:
             kinds_of.setdefault(fault, []).append(kind)
@@ -121,7 +129,7 @@ def pytest_collection_modifyitems(config, items):
         (fault, kinds[turn % len(kinds)]) for turn, (fault, kinds) in enumerate(kinds_of.items())
     }
     chosen.add((None, None))
-    left = {item for item in items if _fault_and_kind(item) not in chosen}
+    left |= {item for item in items if _fault_and_kind(item) not in chosen}
     config.hook.pytest_deselected(items=list(left))
     items[:] = [item for item in items if item not in left]
 

@@ -21,6 +21,7 @@ HOOKS = ("-c", str(Path(__file__).with_name("hooks.conf.py")))
 GRACE_SECONDS = 2
 GRACE = ("--graceful-timeout", str(GRACE_SECONDS))
 on_kinds = pytest.mark.parametrize("kind", KINDS)
+also_elsewhere = pytest.mark.full  # In tests/server, that is.
 
 
 def begin_stream(stack, server, *steps):
@@ -53,6 +54,7 @@ def assert_ended_by_shutdown(answer):
     assert answer.ending == "complete"
 
 
+@also_elsewhere
 @on_kinds
 def test_sigterm_with_a_grace_shorter_than_the_stream(start, kind):
     server = start(kind, *GRACE)
@@ -96,7 +98,7 @@ def test_sigquit_without_a_hook_makes_no_short_success(start, kind):
 
 
 @on_kinds
-@pytest.mark.parametrize("name", ["SIGQUIT", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGQUIT", pytest.param("SIGINT", marks=pytest.mark.full)])
 def test_sigquit_with_the_hook_ends_streams_well(start, kind, name):
     server = start(kind, *HOOKS)
     with watching(f"server: {name}, with the hook", server) as fault, ExitStack() as stack:
@@ -133,6 +135,7 @@ def test_a_killed_worker_s_streams_are_seen_to_be_incomplete(start_cold, kind):
             fault.saw = what_was_seen(answer)
 
 
+@also_elsewhere
 @on_kinds
 def test_a_reload_lets_streams_finish_and_new_ones_begin(start, kind):
     server = start(kind)
@@ -148,6 +151,7 @@ def test_a_reload_lets_streams_finish_and_new_ones_begin(start, kind):
         fault.is_process_gone = True
 
 
+@also_elsewhere
 @on_kinds
 def test_max_requests_lets_streams_have_their_grace(start_cold, kind):
     server = start_cold(kind, "--max-requests", "3", *GRACE)
@@ -162,6 +166,7 @@ def test_max_requests_lets_streams_have_their_grace(start_cold, kind):
         fault.is_process_gone = True
 
 
+@also_elsewhere
 @on_kinds
 def test_a_preloaded_app_is_as_any_other(start, kind):
     server = start(kind, "--preload", config={"WARM_UP": True})

@@ -13,6 +13,7 @@ from server.process import Process
 from server.wire import Client
 
 from .app import create_app
+from .conftest import size
 from .report import watching, what_was_seen
 
 GATED = (["emit", "a "], ["gate"], ["emit", "b"])
@@ -79,7 +80,7 @@ def test_two_hubs_in_one_process(begin):
         fault.saw = what_was_seen(answer)
 
 
-@pytest.mark.parametrize("model", ["thread", "greenlet"])
+@pytest.mark.parametrize("model", [pytest.param("thread", marks=pytest.mark.full), "greenlet"])
 def test_monkey_patching_late(begin, model):
     """The engine of *model* began with native threads where it now has greenlets."""
     world = begin("patched late", "faults.patched_late")
@@ -110,7 +111,7 @@ def test_one_app_in_one_server_after_the_other(tmp_path, monkeypatch, start_cold
     answers = {}
     client = create_app().test_client()
     answers["client"] = client.post("/stream", json={"script": script}, headers=headers).text
-    for kind in ("werkzeug", "gevent", "hub", "gthread"):
+    for kind in ("werkzeug", "gevent", *size((), ("hub", "gthread"))):
         server = start_cold(kind)
         with server.client() as client:
             ask(client, *script["steps"], headers=headers)
